@@ -1,0 +1,300 @@
+"""What is measured: deterministic pieces of a training loop's hook overhead.
+
+Each workload is a function of the implementation under test (`Library`) that
+returns a callable `run(n)`, which does the work n times.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from robo_orchard_core.utils.hook import HookContext
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+Run = Callable[[int], None]
+
+
+@dataclass
+class Library:
+    """One implementation of the hooks."""
+
+    name: str
+    hooks: Callable[[], Any]
+    """Makes an empty PipelineHooks."""
+    args: type
+    """PipelineHookArgs."""
+
+
+def ours() -> Library:
+    """This package."""
+    from robo_orchard_fasthooks import PipelineHookArgs, PipelineHooks
+
+    return Library("ours", PipelineHooks, PipelineHookArgs)
+
+
+def upstream() -> Library:
+    """RoboOrchardLab 0.4.0, from its wheel."""
+    from upstream import mixin
+
+    return Library("upstream", mixin.PipelineHooks, mixin.PipelineHookArgs)
+
+
+def _callbacks(count: int) -> list[Callable[[Any], None]]:
+    # Functions of their own: calling one function over and over again is
+    # quicker, in a Python loop, than a training loop ever gets to be.
+    return [eval("lambda args: None") for _ in range(count)]
+
+
+def from_callable(count: int) -> list[HookContext]:
+    """Hooks as nearly all are made, each with a `before` and an `after`."""
+    befores, afters = _callbacks(count), _callbacks(count)
+    return [
+        HookContext.from_callable(before=before, after=after)
+        for before, after in zip(befores, afters, strict=True)
+    ]
+
+
+def subclassed(count: int) -> list[HookContext]:
+    """Hooks that are subclasses of HookContext, one class each."""
+    return [
+        type(
+            "Hook", (HookContext,), {"before": _method(), "after": _method()}
+        )()
+        for _ in range(count)
+    ]
+
+
+def _method() -> Callable[[Any, Any], None]:
+    return eval("lambda self, args: None")
+
+
+def begin(
+    library: Library,
+    make_hooks: Callable[[int], list[HookContext]],
+    count: int,
+) -> Run:
+    """One begin+end pair with `count` hooks and an empty body."""
+    hooks = library.hooks()
+    args = library.args(accelerator=None)
+    for hook in make_hooks(count):
+        hooks.register_hook("on_step", hook)
+
+    def run(n: int) -> None:
+        for _ in repeat(None, n):
+            with hooks.begin("on_step", args):
+                pass
+
+    return run
+
+
+def callbacks_in_loops(count: int) -> Run:
+    """The floor of `begin`: as many callbacks, called from Python loops."""
+    befores, afters, args = _callbacks(count), _callbacks(count), object()
+
+    def run(n: int) -> None:
+        for _ in repeat(None, n):
+            try:
+                for before in befores:
+                    before(args)
+            finally:
+                for after in afters:
+                    after(args)
+
+    return run
+
+
+# The values of the twelve keywords with which RoboOrchardLab's trainer builds
+# arguments, then what a batch processor adds. Unpacked into local variables:
+# loading them is not what is measured.
+_VALUES: tuple[Any, ...] = (
+    *(object() for _ in range(5)),
+    *(1_000_000, None, 3, 12_345, 1_234_567, 0, 0),
+    *(object() for _ in range(3)),
+)
+
+
+def build_args(library: Library) -> Run:
+    """Arguments built with the twelve keywords of the trainer."""
+    cls = library.args
+
+    def run(n: int) -> None:
+        (
+            accelerator, dataloader, model, optimizer, lr_scheduler,
+            max_step, max_epoch, epoch_id, step_id, global_step_id,
+            start_epoch, start_step, batch, outputs, loss,
+        ) = _VALUES  # fmt: skip
+        for _ in repeat(None, n):
+            cls(
+                accelerator=accelerator,
+                max_step=max_step,
+                max_epoch=max_epoch,
+                epoch_id=epoch_id,
+                step_id=step_id,
+                global_step_id=global_step_id,
+                dataloader=dataloader,
+                model=model,
+                optimizer=optimizer,
+                lr_scheduler=lr_scheduler,
+                start_epoch=start_epoch,
+                start_step=start_step,
+            )
+
+    return run
+
+
+def copy_args(library: Library) -> Run:
+    """Arguments copied with three updates, as before the backward pass."""
+    args = library.args(object(), optimizer=object(), model=object())
+    batch, outputs, loss = object(), object(), object()
+
+    def run(n: int) -> None:
+        for _ in repeat(None, n):
+            args.copy_with_updates(
+                batch=batch, model_outputs=outputs, reduce_loss=loss
+            )
+
+    return run
+
+
+def step(library: Library) -> Run:
+    """A whole step of RoboOrchardLab's trainer, without model and optimizer.
+
+    Arguments built twice with twelve keywords; four scopes, two of them on
+    copies; four hooks on on_step and one on on_batch, each with both
+    callbacks.
+    """
+    hooks = library.hooks()
+    for channel, count in (("on_step", 4), ("on_batch", 1)):
+        for hook in from_callable(count):
+            hooks.register_hook(channel, hook)
+    cls = library.args
+
+    def run(n: int) -> None:
+        (
+            accelerator, dataloader, model, optimizer, lr_scheduler,
+            max_step, max_epoch, epoch_id, step_id, global_step_id,
+            start_epoch, start_step, batch, outputs, loss,
+        ) = _VALUES  # fmt: skip
+        for _ in repeat(None, n):
+            on_step = cls(
+                accelerator=accelerator,
+                max_step=max_step,
+                max_epoch=max_epoch,
+                epoch_id=epoch_id,
+                step_id=step_id,
+                global_step_id=global_step_id,
+                dataloader=dataloader,
+                model=model,
+                optimizer=optimizer,
+                lr_scheduler=lr_scheduler,
+                start_epoch=start_epoch,
+                start_step=start_step,
+            )
+            with hooks.begin("on_step", on_step):
+                on_batch = cls(
+                    accelerator=accelerator,
+                    max_step=max_step,
+                    max_epoch=max_epoch,
+                    epoch_id=epoch_id,
+                    step_id=step_id,
+                    global_step_id=global_step_id,
+                    dataloader=dataloader,
+                    model=model,
+                    optimizer=optimizer,
+                    lr_scheduler=lr_scheduler,
+                    start_epoch=start_epoch,
+                    start_step=start_step,
+                )
+                on_batch.batch = batch
+                with hooks.begin("on_batch", on_batch):
+                    with hooks.begin(
+                        "on_model_forward",
+                        arg=on_batch.copy_with_updates(batch=batch),
+                    ) as forward:
+                        forward.model_outputs = outputs
+                        forward.reduce_loss = loss
+                    with hooks.begin(
+                        "on_model_backward",
+                        arg=on_batch.copy_with_updates(
+                            batch=batch,
+                            model_outputs=outputs,
+                            reduce_loss=loss,
+                        ),
+                    ):
+                        pass
+                    on_batch.model_outputs = outputs
+                    on_batch.reduce_loss = loss
+                on_step.model_outputs = on_batch.model_outputs
+                on_step.reduce_loss = on_batch.reduce_loss
+
+    return run
+
+
+def step_inlined(library: Library) -> Run:
+    """The floor of `step`: the same, its hooks written out as loops."""
+    before_step, after_step = _callbacks(4), _callbacks(4)
+    before_batch, after_batch = _callbacks(1), _callbacks(1)
+    cls = library.args
+
+    def run(n: int) -> None:
+        (
+            accelerator, dataloader, model, optimizer, lr_scheduler,
+            max_step, max_epoch, epoch_id, step_id, global_step_id,
+            start_epoch, start_step, batch, outputs, loss,
+        ) = _VALUES  # fmt: skip
+        for _ in repeat(None, n):
+            on_step = cls(
+                accelerator=accelerator,
+                max_step=max_step,
+                max_epoch=max_epoch,
+                epoch_id=epoch_id,
+                step_id=step_id,
+                global_step_id=global_step_id,
+                dataloader=dataloader,
+                model=model,
+                optimizer=optimizer,
+                lr_scheduler=lr_scheduler,
+                start_epoch=start_epoch,
+                start_step=start_step,
+            )
+            for before in before_step:
+                before(on_step)
+            on_batch = cls(
+                accelerator=accelerator,
+                max_step=max_step,
+                max_epoch=max_epoch,
+                epoch_id=epoch_id,
+                step_id=step_id,
+                global_step_id=global_step_id,
+                dataloader=dataloader,
+                model=model,
+                optimizer=optimizer,
+                lr_scheduler=lr_scheduler,
+                start_epoch=start_epoch,
+                start_step=start_step,
+            )
+            on_batch.batch = batch
+            for before in before_batch:
+                before(on_batch)
+            forward = on_batch.copy_with_updates(batch=batch)
+            forward.model_outputs = outputs
+            forward.reduce_loss = loss
+            on_batch.copy_with_updates(
+                batch=batch, model_outputs=outputs, reduce_loss=loss
+            )
+            on_batch.model_outputs = outputs
+            on_batch.reduce_loss = loss
+            for after in after_batch:
+                after(on_batch)
+            on_step.model_outputs = on_batch.model_outputs
+            on_step.reduce_loss = on_batch.reduce_loss
+            for after in after_step:
+                after(on_step)
+
+    return run

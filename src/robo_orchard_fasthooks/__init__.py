@@ -1,0 +1,33 @@
+"""Compiled training-loop hooks, a drop-in for RoboOrchardLab's."""
+
+from .grad_clip import GradientClippingHook, GradientClippingHookConfig
+from .mixin import (
+    ClassType,
+    HookContext,
+    HookContextChannel,
+    ModelOutput,
+    ModelOutputHasLossKeys,
+    PipelineHookArgs,
+    PipelineHookChanelType,
+    PipelineHooks,
+    PipelineHooksConfig,
+    RemoveableHandle,
+)
+from .optimizer import OptimizerHook, OptimizerHookConfig
+
+__all__ = [
+    "ClassType",
+    "GradientClippingHook",
+    "GradientClippingHookConfig",
+    "HookContext",
+    "HookContextChannel",
+    "ModelOutput",
+    "ModelOutputHasLossKeys",
+    "OptimizerHook",
+    "OptimizerHookConfig",
+    "PipelineHookArgs",
+    "PipelineHookChanelType",
+    "PipelineHooks",
+    "PipelineHooksConfig",
+    "RemoveableHandle",
+]

@@ -1,0 +1,135 @@
+"""Hooks, channels and callbacks in words."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from textwrap import indent
+from types import CodeType
+from typing import Any, Literal
+
+from robo_orchard_core.utils.hook import HookContext
+
+__all__ = ["add_note", "channel_repr", "describe", "hook_repr"]
+
+Phase = Literal["before", "after"]
+_PHASES: tuple[Phase, ...] = ("before", "after")
+
+_FromCallable = type(HookContext.from_callable())
+
+
+def describe(channels: Mapping[Any, Any]) -> str:
+    """Lists the hooks of some channels in the order in which they run.
+
+    Args:
+        channels (Mapping[str, HookContextChannel]): The channels by name.
+
+    Returns:
+        str: For each channel that has hooks its name; under it each hook with
+            its position; under that its callbacks with file and line.
+    """
+    lines = []
+    for name, channel in channels.items():
+        for position, hook in enumerate(channel._context_handlers):
+            if position == 0:
+                lines.append(name)
+            lines.append(f"  {position} {_label(hook)}")
+            for phase in _PHASES:
+                function = _callback(hook, phase)
+                if function is not None:
+                    lines.append(f"      {phase:<6} {_where(function)}")
+    return "\n".join(lines) or "no hooks"
+
+
+def add_note(
+    error: BaseException, channel: str, position: int, hook: Any, phase: Phase
+) -> None:
+    """Notes on an exception which hook it came from, once (Python 3.11).
+
+    The exception is on its way out: whatever fails here is dropped.
+
+    Args:
+        error (BaseException): What the hook raised.
+        channel (str): The channel that the hook is registered on.
+        position (int): The position of the hook in the channel, from 0.
+        hook (HookContext): The hook.
+        phase (str): "before" or "after".
+    """
+    try:
+        note = (
+            f"raised by hook {position} of channel {channel!r}, in {phase}: "
+            f"{_where(_callback(hook, phase))}"
+        )
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+    except Exception:
+        pass
+
+
+def channel_repr(channel: Any) -> str:
+    """The `repr` of a channel, laid out as robo_orchard_core does."""
+    hooks = ",\n".join(
+        f"{position}: {hook_repr(hook)}"
+        for position, hook in enumerate(channel._context_handlers)
+    )
+    listed = f"[\n{indent(hooks, '  ')}\n]" if hooks else "[]"
+    return _boxed(channel, f"name={channel.name}, \nhooks={listed}")
+
+
+def hook_repr(hook: Any) -> str:
+    """The `repr` of a hook, also where its own raises.
+
+    robo_orchard_core's reads the source of the callbacks, which partials,
+    builtins and compiled functions do not have.
+    """
+    try:
+        return repr(hook)
+    except Exception:
+        lines = [f"name={getattr(hook, 'name', None)}"]
+        for phase in _PHASES:
+            function = _callback(hook, phase)
+            shown = None if function is None else f"<{_where(function)}>"
+            lines.append(f"{phase}={shown}")
+        return _boxed(hook, ", \n".join(lines))
+
+
+def _boxed(instance: Any, content: str) -> str:
+    cls = type(instance)
+    return f"<{cls.__module__}.{cls.__name__}(\n{indent(content, '  ')})>"
+
+
+def _callback(hook: Any, phase: Phase) -> Callable[..., Any] | None:
+    """The function that the hook runs in that phase, None if there is none."""
+    if type(hook) is _FromCallable and phase not in vars(hook):
+        return getattr(hook, f"_{phase}", None)
+    return getattr(hook, phase, None)
+
+
+def _label(hook: Any) -> str:
+    """The class that the hook belongs to, and its name if it has one."""
+    owner = hook
+    if type(hook) is _FromCallable:
+        for phase in _PHASES:
+            function = _callback(hook, phase)
+            if inspect.ismethod(function):
+                owner = function.__self__
+                break
+    cls = owner if isinstance(owner, type) else type(owner)
+    name = getattr(hook, "name", None)
+    return f"{cls.__name__} {name!r}" if name else cls.__name__
+
+
+def _where(function: Any) -> str:
+    """The name of a callable, with file and line if it was not compiled."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
+    name = getattr(function, "__qualname__", None)
+    if code is None and name is None:  # An instance with `__call__`.
+        name = type(function).__qualname__
+        code = getattr(type(function).__call__, "__code__", None)
+    if isinstance(code, CodeType):
+        return f"{name} ({code.co_filename}:{code.co_firstlineno})"
+    return f"{name} ({getattr(function, '__module__', None) or 'builtins'})"

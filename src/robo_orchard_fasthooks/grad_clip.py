@@ -1,0 +1,127 @@
+"""The hook that clips gradients."""
+
+from __future__ import annotations
+
+from math import isnan
+from typing import Literal
+
+import torch
+
+from robo_orchard_fasthooks.mixin import (
+    ClassType,
+    HookContext,
+    PipelineHookArgs,
+    PipelineHooks,
+    PipelineHooksConfig,
+)
+
+__all__ = ["GradientClippingHook", "GradientClippingHookConfig"]
+
+
+class GradientClippingHook(PipelineHooks):
+    """Clips the gradients of the optimizer's parameters after each step.
+
+    It clips when gradients are synchronised (at the end of an accumulation),
+    and does nothing when the step failed. Its settings may be changed between
+    steps.
+
+    Note:
+        With an OptimizerHook on the same hooks, register this one first:
+        callbacks run in the order of registration, and the optimizer is to
+        step on clipped gradients. The wrong order is warned of.
+
+    Args:
+        cfg (GradientClippingHookConfig): The settings.
+    """
+
+    clip_mode: Literal["norm", "value"]
+    """Whether to limit the norm of all gradients or each of their values."""
+
+    clip_value: float | None
+    """The largest absolute value of a gradient, in mode "value"."""
+
+    max_norm: float | None
+    """The largest norm of all gradients together, in mode "norm"."""
+
+    norm_type: float
+    """The p of the p-norm, `inf` included, in mode "norm"."""
+
+    def __init__(self, cfg: GradientClippingHookConfig):
+        super().__init__()
+        self.clip_mode = cfg.clip_mode
+        self.clip_value = cfg.clip_value
+        self.max_norm = cfg.max_norm
+        self.norm_type = cfg.norm_type
+        self.register_hook(
+            "on_step", HookContext.from_callable(after=self._gradient_clipping)
+        )
+
+    def _gradient_clipping(self, hook_args: PipelineHookArgs) -> None:
+        """Clips the gradients through the accelerator.
+
+        Args:
+            hook_args (PipelineHookArgs): Has `accelerator` and `optimizer`.
+
+        Raises:
+            ValueError: There is no optimizer.
+        """
+        if getattr(hook_args, "exception", None) is not None:
+            return
+        optimizer = hook_args.optimizer
+        if optimizer is None:
+            raise ValueError(
+                "GradientClippingHook: the hook arguments have no optimizer; "
+                "pass PipelineHookArgs(..., optimizer=)"
+            )
+        accelerator = hook_args.accelerator
+        if not accelerator.sync_gradients:
+            return
+        # By identity and once each: two groups may hold the same parameter.
+        params: dict[torch.nn.Parameter, None] = {
+            param: None
+            for group in optimizer.param_groups
+            for param in group["params"]
+            if param.requires_grad and param.grad is not None
+        }
+        if not params:
+            return
+        if self.clip_mode == "value":
+            accelerator.clip_grad_value_(list(params), self.clip_value)
+        elif self.clip_mode == "norm":
+            accelerator.clip_grad_norm_(
+                list(params), self.max_norm, self.norm_type
+            )
+
+
+class GradientClippingHookConfig(PipelineHooksConfig[GradientClippingHook]):
+    """Makes a GradientClippingHook.
+
+    Raises:
+        ValueError: The bound of the mode is missing, negative or NaN, or
+            `norm_type` is NaN.
+    """
+
+    class_type: ClassType[GradientClippingHook] = GradientClippingHook
+
+    clip_mode: Literal["norm", "value"]
+    """Whether to limit the norm of all gradients or each of their values."""
+
+    clip_value: float | None = None
+    """The largest absolute value of a gradient, in mode "value"."""
+
+    max_norm: float | None = None
+    """The largest norm of all gradients together, in mode "norm"."""
+
+    norm_type: float = 2.0
+    """The p of the p-norm, `inf` included, in mode "norm"."""
+
+    def __post_init__(self) -> None:
+        bound = "clip_value" if self.clip_mode == "value" else "max_norm"
+        value = getattr(self, bound)
+        mode = f"when clip_mode is {self.clip_mode!r}"
+        if value is None:
+            raise ValueError(f"{bound} must be specified {mode}.")
+        if not value >= 0:  # Refuses NaN too.
+            raise ValueError(f"{bound} must be non-negative {mode}.")
+        if isnan(self.norm_type):
+            raise ValueError("norm_type must not be NaN.")

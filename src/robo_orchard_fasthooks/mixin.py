@@ -1,0 +1,321 @@
+"""Hooks around the pieces of a training loop."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from textwrap import indent
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    runtime_checkable,
+)
+from weakref import WeakSet
+
+from robo_orchard_core.utils.config import (
+    ClassConfig,
+    ClassInitFromConfigMixin,
+    ClassType,
+)
+from robo_orchard_core.utils.hook import HookContext
+
+from robo_orchard_fasthooks._args import PipelineHookArgs
+from robo_orchard_fasthooks._dispatch import (
+    HookContextChannel,
+    RemoveableHandle,
+    begin,
+    check_hook,
+)
+from robo_orchard_fasthooks.describe import describe
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "ClassType",
+    "HookContext",
+    "HookContextChannel",
+    "ModelOutput",
+    "ModelOutputHasLossKeys",
+    "PipelineHookArgs",
+    "PipelineHookChanelType",
+    "PipelineHooks",
+    "PipelineHooksConfig",
+    "RemoveableHandle",
+]
+
+
+@runtime_checkable
+class ModelOutput(Protocol):
+    """What a model may return: values by key."""
+
+    def __getitem__(self, key: str) -> Any: ...
+
+    def keys(self) -> Iterable[Any]:
+        """The keys."""
+
+    def items(self) -> Iterable[tuple[Any, Any]]:
+        """The keys with their values."""
+
+    def values(self) -> Iterable[Any]:
+        """The values."""
+
+
+@runtime_checkable
+class ModelOutputHasLossKeys(ModelOutput, Protocol):
+    """A model output that says which of its values are losses."""
+
+    def loss_keys(self) -> Iterable[str]:
+        """The keys of the losses."""
+
+
+PipelineHookChanelType: TypeAlias = Literal[
+    "on_loop",
+    "on_epoch",
+    "on_step",
+    "on_batch",
+    "on_model_forward",
+    "on_model_backward",
+]
+"""The pieces of a training loop that hooks can run around, outermost first."""
+
+
+class PipelineHooks(ClassInitFromConfigMixin):
+    """The hooks of a training loop, in one channel for each piece of it.
+
+    Args:
+        cfg (PipelineHooksConfig | None): The config that makes these hooks.
+            Subclasses read their settings from it.
+    """
+
+    hooks: dict[PipelineHookChanelType, HookContextChannel[PipelineHookArgs]]
+    """The channels by name: a plain dict, whose channels may be replaced."""
+
+    def __init__(self, cfg: PipelineHooksConfig[Any] | None = None):
+        self.hooks = {
+            name: HookContextChannel(name)
+            for name in get_args(PipelineHookChanelType)
+        }
+
+    begin = begin
+
+    def register_hook(
+        self,
+        channel: PipelineHookChanelType,
+        hook: HookContext[PipelineHookArgs],
+    ) -> RemoveableHandle[Callable[[], None]]:
+        """Adds a hook to a channel, after those that are there.
+
+        Args:
+            channel (PipelineHookChanelType): The channel.
+            hook (HookContext): The hook. One that is there already keeps its
+                place.
+
+        Returns:
+            RemoveableHandle: Call it, or its `remove`, to take the hook out.
+
+        Raises:
+            KeyError: There is no such channel.
+            TypeError: The object has no callable `before` and `after`, or
+                cannot be hashed.
+        """
+        registered = self._channel(channel)
+        count = len(registered)
+        handle = registered.register(hook)
+        _warn_of_late_clipping(registered, count)
+        return handle
+
+    def register_pipeline_hooks(
+        self, hooks: PipelineHooks
+    ) -> RemoveableHandle[Callable[[], None]]:
+        """Adds all hooks of another set of hooks, channel by channel.
+
+        Args:
+            hooks (PipelineHooks): The other hooks.
+
+        Returns:
+            RemoveableHandle: Call it, or its `remove`, to take them all out.
+
+        Raises:
+            KeyError: The other hooks have a channel that these do not have.
+            TypeError: They are no PipelineHooks, or hold what is no hook.
+            ValueError: The names of two channels differ.
+        """
+        if not _is_pipeline_hooks(type(hooks)):
+            raise TypeError(f"Expected PipelineHooks, but got {type(hooks)}")
+        pairs = [
+            (self._channel(name), theirs)
+            for name, theirs in hooks.hooks.items()
+        ]
+        # All that can be refused is refused before anything is added.
+        for mine, theirs in pairs:
+            if mine.name != theirs.name:
+                raise ValueError(
+                    f"Cannot register hook channel {theirs.name} "
+                    f"to {mine.name}"
+                )
+            for hook in theirs._context_handlers:
+                check_hook(hook)
+        handles = []
+        for mine, theirs in pairs:
+            count = len(mine)
+            handles.append(mine.register_hook_channel(theirs))
+            _warn_of_late_clipping(mine, count)
+
+        def unregister() -> None:
+            for handle in handles:
+                handle()
+
+        return RemoveableHandle(unregister)
+
+    def __iadd__(self, other: PipelineHooks) -> Self:
+        """Adds all hooks of another set, as `register_pipeline_hooks` does."""
+        self.register_pipeline_hooks(other)
+        return self
+
+    def unregister_all(self) -> None:
+        """Takes all hooks out of all channels."""
+        for channel in self.hooks.values():
+            channel.unregister_all()
+
+    @classmethod
+    def from_hooks(
+        cls,
+        hooks: (
+            PipelineHooks
+            | PipelineHooksConfig[Any]
+            | Iterable[PipelineHooks | PipelineHooksConfig[Any]]
+            | None
+        ),
+    ) -> Self:
+        """Makes one set of hooks out of several, in their order.
+
+        Args:
+            hooks (PipelineHooks | PipelineHooksConfig | Iterable | None):
+                Hooks, configs that make hooks, or any iterable of them. Those
+                of RoboOrchardLab are taken too.
+
+        Returns:
+            PipelineHooks: The new set.
+
+        Raises:
+            TypeError: Something is neither hooks nor a config of hooks.
+        """
+        if hooks is None:
+            return cls()
+        given: Iterable[Any] = (
+            [hooks]
+            if isinstance(hooks, ClassConfig)
+            or _is_pipeline_hooks(type(hooks))
+            or not isinstance(hooks, Iterable)
+            else hooks
+        )
+        made = [_make_hooks(each) for each in given]
+        result = cls()
+        for each in made:
+            result += each
+        return result
+
+    def describe(self) -> str:
+        """Lists the hooks in the order in which they run.
+
+        Returns:
+            str: Each channel that has hooks; under it each hook with its
+                position; under that its callbacks with file and line.
+        """
+        return describe(self.hooks)
+
+    def __repr__(self) -> str:
+        shown = "".join(
+            "\n" + indent(f"{name}: {channel}, ", "  ")
+            for name, channel in self.hooks.items()
+            if len(channel)
+        )
+        content = f"hooks={{{shown}\n}}" if shown else "hooks={}"
+        cls = type(self)
+        return f"<{cls.__module__}.{cls.__name__}(\n{indent(content, '  ')})>"
+
+    def _channel(self, name: str) -> HookContextChannel[PipelineHookArgs]:
+        try:
+            return self.hooks[name]  # type: ignore[index]
+        except (KeyError, AttributeError):
+            raise self._no_channel(name) from None
+
+    def _no_channel(self, name: str) -> Exception:
+        if not hasattr(self, "hooks"):
+            return AttributeError(
+                f"{type(self).__name__} has no channels: its __init__ has to "
+                "call super().__init__()"
+            )
+        return KeyError(
+            f"there is no channel {name!r}; the channels are "
+            + ", ".join(map(repr, self.hooks))
+        )
+
+
+PipelineHooksType_co = TypeVar(
+    "PipelineHooksType_co", bound=PipelineHooks, covariant=True
+)
+
+
+class PipelineHooksConfig(ClassConfig[PipelineHooksType_co]):
+    """What makes hooks: `cfg()` returns `cfg.class_type(cfg)`."""
+
+
+def _is_pipeline_hooks(cls: Any) -> bool:
+    # By method, not by class: RoboOrchardLab's hooks are as good.
+    return hasattr(cls, "register_pipeline_hooks")
+
+
+def _make_hooks(given: Any) -> Any:
+    if isinstance(given, ClassConfig) and _is_pipeline_hooks(given.class_type):
+        return given()
+    if _is_pipeline_hooks(type(given)):
+        return given
+    raise TypeError(
+        f"Expected PipelineHooks or PipelineHooksConfig, but got {type(given)}"
+    )
+
+
+_warned_of: WeakSet[HookContext] = WeakSet()
+
+
+def _warn_of_late_clipping(channel: Any, first_new: int) -> None:
+    """Warns if a new hook clips gradients after an older one has stepped."""
+    hooks = list(channel._context_handlers)
+    for position in range(first_new, len(hooks)):
+        hook = hooks[position]
+        if hook in _warned_of or not _runs(hook, "GradientClippingHook"):
+            continue
+        for earlier in range(position):
+            if _runs(hooks[earlier], "OptimizerHook"):
+                _warned_of.add(hook)
+                warnings.warn(
+                    f"GradientClippingHook is at position {position} of "
+                    f"{channel.name!r}, after OptimizerHook at position "
+                    f"{earlier}: the optimizer steps on unclipped gradients. "
+                    "Register GradientClippingHook first (with "
+                    "HookBasedTrainer: pass it as grad_clip=)",
+                    stacklevel=_caller(),
+                )
+                break
+
+
+def _runs(hook: Any, name: str) -> bool:
+    """Whether a hook calls a method of a class of that name, whoever's."""
+    owner = getattr(getattr(hook, "_after", None), "__self__", hook)
+    return any(cls.__name__ == name for cls in type(owner).__mro__)
+
+
+def _caller() -> int:
+    """The `stacklevel`, for warnings.warn, of the code that called us."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals is globals():
+        frame, level = frame.f_back, level + 1
+    return level

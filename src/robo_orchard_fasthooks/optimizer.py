@@ -1,0 +1,62 @@
+"""The hook that steps the optimizer."""
+
+from __future__ import annotations
+
+from robo_orchard_fasthooks.mixin import (
+    ClassType,
+    HookContext,
+    PipelineHookArgs,
+    PipelineHooks,
+    PipelineHooksConfig,
+)
+
+__all__ = ["OptimizerHook", "OptimizerHookConfig"]
+
+
+class OptimizerHook(PipelineHooks):
+    """Steps the optimizer and the learning rate scheduler after each step.
+
+    It does nothing when the step failed: its gradients are half made.
+
+    Args:
+        cfg (OptimizerHookConfig | None): Holds no settings.
+    """
+
+    def __init__(self, cfg: OptimizerHookConfig | None = None):
+        super().__init__()
+        self.register_hook(
+            "on_step", HookContext.from_callable(after=self._optimizer_step)
+        )
+
+    def _optimizer_step(self, hook_args: PipelineHookArgs) -> None:
+        """Steps the optimizer and the scheduler, then clears the gradients.
+
+        Args:
+            hook_args (PipelineHookArgs): Has `optimizer` and `lr_scheduler`.
+
+        Raises:
+            ValueError: One of them is None.
+        """
+        if getattr(hook_args, "exception", None) is not None:
+            return
+        optimizer = hook_args.optimizer
+        lr_scheduler = hook_args.lr_scheduler
+        if optimizer is None:
+            raise ValueError(
+                "OptimizerHook: the hook arguments have no optimizer; pass "
+                "PipelineHookArgs(..., optimizer=)"
+            )
+        if lr_scheduler is None:
+            raise ValueError(
+                "OptimizerHook: the hook arguments have no lr_scheduler; pass "
+                "PipelineHookArgs(..., lr_scheduler=)"
+            )
+        optimizer.step()
+        lr_scheduler.step()
+        optimizer.zero_grad()
+
+
+class OptimizerHookConfig(PipelineHooksConfig[OptimizerHook]):
+    """Makes an OptimizerHook."""
+
+    class_type: ClassType[OptimizerHook] = OptimizerHook
