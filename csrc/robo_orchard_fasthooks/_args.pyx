@@ -194,6 +194,11 @@ Raises:
             return NotImplemented
         return _values(self) == _values(other)
 
+    def __ne__(self, other):
+        # Asks the `__eq__` that a @dataclass subclass has of its own.
+        equal = type(self).__eq__(self, other)
+        return equal if equal is NotImplemented else not equal
+
     def __repr__(self):
         return _repr(self)
 
