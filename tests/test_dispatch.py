@@ -4,6 +4,7 @@ import functools
 import gc
 import math
 import operator
+import subprocess
 import sys
 import weakref
 from contextlib import ExitStack
@@ -368,6 +369,21 @@ class TestPatching:
         self.run(hooks)
         assert hook._before is None
 
+    def test_of_the_class_before_this_package_was_imported(self):
+        script = """
+from robo_orchard_core.utils.hook import HookContext
+seen = []
+hook = HookContext.from_callable(before=seen.append)
+type(hook).before = lambda self, arg: seen.append("patched")
+from robo_orchard_fasthooks import PipelineHooks
+hooks = PipelineHooks()
+hooks.register_hook("on_step", hook)
+with hooks.begin("on_step", None):
+    pass
+assert seen == ["patched"], seen
+"""
+        subprocess.run([sys.executable, "-c", script], check=True)
+
     def test_of_a_hook_with_more_attributes(self, hooks, hook, log):
         target = hook("a")
         target.note = "mine"
@@ -659,7 +675,13 @@ class TestException:
 
         hooks = ours.PipelineHooks()
         hooks.register_hook("on_step", hook("a"))
-        for args in (Bare(), ReadOnly(), None, {}, 1):
+
+        class Unreadable:
+            @property
+            def exception(self):
+                raise RuntimeError
+
+        for args in (Bare(), ReadOnly(), Unreadable(), None, {}):
             with pytest.raises(KeyError):
                 with hooks.begin("on_step", args):
                     raise KeyError
