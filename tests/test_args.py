@@ -57,6 +57,8 @@ def test_fields_in_the_documents_order_by_position(ours):
     assert [getattr(args, name) for name in names] == names
     signature = inspect.signature(ours.PipelineHookArgs)
     assert list(signature.parameters) == names
+    fields = dataclasses.fields(ours.PipelineHookArgs)
+    assert [field.name for field in fields] == names
     for name, default in {**FIELDS, **LATER}.items():
         parameter = signature.parameters[name]
         assert parameter.kind is parameter.POSITIONAL_OR_KEYWORD

@@ -56,7 +56,7 @@ cdef class Registrations:
     """The hooks of a channel, in registration order."""
 
     cdef dict _members
-    # Whether this object has a `begin` of its own, set later.
+    # Whether this object was ever given a `begin` of its own.
     cdef bint _patched
     # Replaced, never changed, so that a phase runs over the hooks as they
     # stood when it began, at no cost.
@@ -72,11 +72,8 @@ cdef class Registrations:
 
     def __setattr__(self, name, value):
         PyObject_GenericSetAttr(self, name, <PyObject*>value)
-        self._patched = "begin" in self.__dict__
-
-    def __delattr__(self, name):
-        PyObject_GenericSetAttr(self, name, NULL)
-        self._patched = "begin" in self.__dict__
+        if name == "begin":
+            self._patched = True
 
     def __len__(self):
         return len(self._hooks)
