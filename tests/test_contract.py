@@ -144,6 +144,16 @@ def test_fields_of_0_4():
     assert ours == theirs
 
 
+def test_type_hints_of_0_4():
+    theirs = typing.get_type_hints(upstream.mixin.PipelineHookArgs)
+    ours = typing.get_type_hints(mixin.PipelineHookArgs)
+    assert ours.pop("exception") == typing.Optional[BaseException]
+    for hints in (ours, theirs):
+        hints["model_outputs"] = str(hints["model_outputs"]).split(".")[-1]
+        hints["dataloader"] = str(hints["dataloader"]).split(".")[-1]
+    assert ours == theirs
+
+
 @pytest.mark.parametrize("name", ["HookContextChannel", "RemoveableHandle"])
 def test_members_of_robo_orchard_core(name):
     theirs, ours = getattr(core, name), getattr(mixin, name)

@@ -10,6 +10,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Literal,
+    Optional,
     Protocol,
     TypeAlias,
     TypeVar,
@@ -18,6 +19,10 @@ from typing import (
 )
 from weakref import WeakSet
 
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.scheduler import AcceleratedScheduler
 from robo_orchard_core.utils.config import (
     ClassConfig,
     ClassInitFromConfigMixin,
@@ -25,6 +30,7 @@ from robo_orchard_core.utils.config import (
 )
 from robo_orchard_core.utils.hook import HookContext
 
+from robo_orchard_fasthooks import _args
 from robo_orchard_fasthooks._args import PipelineHookArgs
 from robo_orchard_fasthooks._dispatch import (
     HookContextChannel,
@@ -74,6 +80,19 @@ class ModelOutputHasLossKeys(ModelOutput, Protocol):
     def loss_keys(self) -> Iterable[str]:
         """The keys of the losses."""
 
+
+# Where typing.get_type_hints looks up the annotations of PipelineHookArgs,
+# which is compiled without torch.
+vars(_args).update(
+    Accelerator=Accelerator,
+    AcceleratedOptimizer=AcceleratedOptimizer,
+    AcceleratedScheduler=AcceleratedScheduler,
+    Any=Any,
+    Iterable=Iterable,
+    ModelOutput=ModelOutput,
+    Optional=Optional,
+    torch=torch,
+)
 
 PipelineHookChanelType: TypeAlias = Literal[
     "on_loop",
