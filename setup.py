@@ -35,6 +35,8 @@ class BuildExt(build_ext):
                 "(Debian, Ubuntu: apt-get install gcc python3-dev; macOS: "
                 "xcode-select --install), or set CC to the compiler you have."
             )
+        # Also when only a switch has changed, which is in no file.
+        self.force = True
         super().build_extensions()
 
 
@@ -52,6 +54,7 @@ setup(
         ],
         include_path=["csrc"],
         build_dir="build",
+        force=True,
         compiler_directives={
             "language_level": 3,
             "boundscheck": DEBUG,

@@ -234,6 +234,10 @@ class TestConfig:
                 "GradientClippingHookConfig",
                 {"clip_mode": "norm", "max_norm": 1.5, "norm_type": 1.0},
             ),
+            (
+                "GradientClippingHookConfig",
+                {"clip_mode": "norm", "max_norm": "inf", "norm_type": "-inf"},
+            ),
             ("OptimizerHookConfig", {}),
         ],
     )
@@ -249,7 +253,7 @@ class TestConfig:
             assert type(loaded) is type(config) and loaded == config
             assert type(loaded()) is type(config())
         if settings:
-            assert config != config.replace(max_norm=2.0)
+            assert config != config.replace(norm_type=math.inf)
         with pytest.raises(PydanticSerializationError):
             getattr(theirs, cls)(**settings).to_str(format)
 

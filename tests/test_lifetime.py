@@ -205,6 +205,19 @@ ONCE = {
                 pass
             assert log == [*range(1, 201), *range(-200, 0)]
     """,
+    "a long chain is freed": """
+        hooks = make()
+        for chain in ("extra", "batch", "scope"):
+            last = None
+            for _ in range(1_000_000):
+                if chain == "scope":
+                    last = hooks.begin("on_step", last)
+                    continue
+                args = PipelineHookArgs(None)
+                setattr(args, chain, last)
+                last = args
+            args = last = None
+    """,
     "endless recursion is a RecursionError": """
         hooks = make(between(before=lambda args: enter()))
         def enter():

@@ -5,6 +5,7 @@ import functools
 import inspect
 import math
 import pickle
+import threading
 import warnings
 import weakref
 
@@ -131,6 +132,39 @@ def test_a_copied_channel_keeps_its_attributes(ours):
         assert len(copied) == 1 and copied.begin == "patched"
         copied.unregister_all()
     assert len(channel) == 1
+
+
+def test_getstate_of_a_channel_may_be_overridden(lib):
+    class Locked(lib.HookContextChannel):
+        def __init__(self, name):
+            super().__init__(name)
+            self.lock = threading.Lock()
+
+        def __getstate__(self):
+            parent = getattr(super(), "__getstate__", None)
+            state = dict(parent() if parent else self.__dict__)
+            del state["lock"]
+            return state
+
+    channel = Locked("on_step")
+    channel.register(HookContext.from_callable(after=log_after))
+    copied = copy.deepcopy(channel)
+    assert len(copied) == 1 and not hasattr(copied, "lock")
+
+
+def test_names_are_left_to_subclasses(lib):
+    class Own(lib.PipelineHooks):
+        def __init__(self):
+            super().__init__()
+            self._channel = self._no_channel = self._hooks = "mine"
+            self.register_hook(
+                "on_step", HookContext.from_callable(after=log_after)
+            )
+
+    hooks = Own()
+    hooks += lib.PipelineHooks()
+    run(hooks)
+    assert LOG == ["after"]
 
 
 def test_subclasses_and_multiple_inheritance(lib):
@@ -377,6 +411,16 @@ class TestFromHooks:
             ours.PipelineHooks.from_hooks(cfg)
         assert made == []
 
+    def test_takes_configs_that_name_a_factory(self, lib):
+        for factory in (
+            lambda cfg=None: lib.PipelineHooks(),
+            functools.partial(lib.OptimizerHook, None),
+        ):
+            config = lib.PipelineHooksConfig(class_type=factory)
+            assert isinstance(
+                lib.PipelineHooks.from_hooks(config), lib.PipelineHooks
+            )
+
     def test_takes_upstream_s_hooks_and_configs(self, ours, theirs):
         hooks = ours.PipelineHooks.from_hooks(
             [
@@ -448,6 +492,18 @@ class TestOrderOfClippingAndOptimizer:
         ]
         assert caught[0].filename == __file__
 
+    def test_that_is_made_an_error_adds_nothing(self, ours, hook):
+        hooks = ours.OptimizerHook()
+        clipping = self.clipping(ours)
+        clipping.register_hook("on_loop", hook("a"))
+        for _ in range(2):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)
+                with pytest.raises(UserWarning):
+                    hooks += clipping
+            assert len(hooks.hooks["on_loop"]) == 0
+            assert len(hooks.hooks["on_step"]) == 1
+
     def test_by_register_hook(self, ours):
         hooks = ours.OptimizerHook()
         clipping = self.clipping(ours)
@@ -466,13 +522,14 @@ class TestOrderOfClippingAndOptimizer:
         return lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1)
 
     def test_the_right_order_and_one_alone(self, ours):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            ours.PipelineHooks.from_hooks(
-                [self.clipping(ours), ours.OptimizerHookConfig()]
-            )
-            ours.PipelineHooks.from_hooks([self.clipping(ours)])
-            ours.PipelineHooks.from_hooks([ours.OptimizerHookConfig()] * 2)
+        # A warning would be an error here.
+        for given in (
+            [self.clipping(ours), ours.OptimizerHookConfig()],
+            [self.clipping(ours)],
+            [ours.OptimizerHookConfig()] * 2,
+        ):
+            hooks = ours.PipelineHooks.from_hooks(given)
+            assert len(hooks.hooks["on_step"]) == len(given)
 
 
 class TestDescribe:

@@ -1,7 +1,6 @@
 cdef class PipelineHookArgs:
     cdef dict __dict__
     cdef object __weakref__
-    cdef bint _initialised
     cdef public object accelerator
     cdef public object epoch_id
     cdef public object step_id

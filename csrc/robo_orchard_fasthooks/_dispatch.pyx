@@ -79,7 +79,7 @@ cdef class Registrations:
         return len(self._hooks)
 
     def __getitem__(self, item):
-        return list(self._hooks)[item]
+        return self._hooks[item]
 
     @cython.binding(False)  # As a C method, as the interpreter calls best.
     def begin(self, arg):
@@ -150,16 +150,19 @@ Returns:
             self._members.pop(hook, None)
         self._hooks = tuple(self._members)
 
-    def __reduce__(self):
-        state = {**self.__dict__, "_context_handlers": self._hooks}
-        return copyreg.__newobj__, (type(self),), state
+    def __getstate__(self):
+        return {**self.__dict__, "_context_handlers": self._hooks}
 
     def __setstate__(self, state):
-        hooks = state.pop("_context_handlers")
         for name, value in state.items():
-            setattr(self, name, value)
-        self._members = dict.fromkeys(hooks)
-        self._hooks = tuple(self._members)
+            if name == "_context_handlers":
+                self._members = dict.fromkeys(value)
+                self._hooks = tuple(self._members)
+            else:
+                setattr(self, name, value)
+
+    def __reduce__(self):
+        return copyreg.__newobj__, (type(self),), self.__getstate__()
 
 
 class HookContextChannel(Registrations, core.HookContextChannel[T]):
@@ -182,6 +185,7 @@ cdef inline Scope _open(Registrations channel, object arg):
     cdef Scope scope = Scope.__new__(Scope)
     scope.channel = channel
     scope.arg = arg
+    scope.state = NEW
     return scope
 
 
@@ -208,7 +212,7 @@ def begin(self, channel, arg):
     hooks = getattr(self, "hooks", None)
     if isinstance(hooks, dict):
         found = PyDict_GetItemWithError(hooks, channel)
-    registered = <object>found if found != NULL else self._channel(channel)
+    registered = <object>found if found != NULL else find_channel(self, channel)
     # Straight to the scope, 20 of 105 ns less, unless the channel may have
     # another `begin`: of its class, patched into it, or patched into ours.
     if (
@@ -220,6 +224,24 @@ def begin(self, channel, arg):
     ):
         return _open(registered, arg)
     return registered.begin(arg)
+
+
+def find_channel(hooks, name):
+    """The channel of that name, or an error that says what is wrong."""
+    try:
+        channels = hooks.hooks
+    except AttributeError as error:
+        raise AttributeError(
+            f"{type(hooks).__name__} has no channels: its __init__ has to "
+            "call super().__init__()"
+        ) from error
+    try:
+        return channels[name]
+    except KeyError:
+        raise KeyError(
+            f"there is no channel {name!r}; the channels are "
+            + ", ".join(map(repr, channels))
+        ) from None
 
 
 cdef class _ScopeItself:
@@ -247,13 +269,16 @@ def _scope_exit(scope, exc_type, exc_value, traceback):
 
 
 cdef enum:
+    BLANK  # Not made by `begin`: there is nothing to enter.
     NEW
+    ENTERING
     ENTERED
     LEFT
 
 
 @cython.final
 @cython.freelist(16)
+@cython.trashcan(True)
 @cython.auto_pickle(False)
 cdef class Scope:
     """What `begin` returns: a context manager, or a decorator."""
@@ -278,26 +303,27 @@ cdef class Scope:
     cdef object _enter(self):
         if self.state != NEW:
             raise RuntimeError("a scope can be entered once")
-        self.state = ENTERED
+        self.state = ENTERING
         if self.channel._hooks:
             try:
-                _run(self, "before", "_before", _original_before)
+                _run(self, "before", "_before", _original_before, None)
             except BaseException as error:
                 _explain(self, "before", error)
+                self.state = ENTERED
                 self._exit(error)
                 raise
+        self.state = ENTERED
         return self.arg
 
     cdef object _exit(self, object error):
-        if self.state == NEW:
-            raise RuntimeError("a scope has to be entered before it is left")
         if self.state == LEFT:
             return
+        if self.state != ENTERED:
+            raise RuntimeError("a scope has to be entered before it is left")
         self.state = LEFT
         if self.channel._hooks:
-            _set_exception(self.arg, error)
             try:
-                _run(self, "after", "_after", _original_after)
+                _run(self, "after", "_after", _original_after, error)
             except BaseException as failure:
                 _explain(self, "after", failure)
                 _set_exception(self.arg, None)
@@ -318,12 +344,13 @@ cdef class Scope:
 
 
 cdef int _run(
-    Scope scope, str phase, str slot, object original
+    Scope scope, str phase, str slot, object original, object error
 ) except -1:
     """Calls the callbacks of one phase, `before` or `after`, in order."""
     cdef object arg = scope.arg
     cdef dict namespace
     cdef PyObject* callback
+    cdef bint leaving = scope.state == LEFT
     # The callbacks of hooks that from_callable makes are called without the
     # methods around them, unless these are patched: in the class, looked at
     # once a phase, or in the hook. There it is one attribute more than the
@@ -335,6 +362,9 @@ cdef int _run(
     scope.hooks = scope.channel._hooks
     scope.position = 0
     for hook in scope.hooks:
+        if leaving:
+            # Each time: a callback may have run a scope on the same argument.
+            _set_exception(arg, error)
         if class_as_made and type(hook) is FromCallable:
             namespace = PyObject_GenericGetDict(hook, NULL)
             if len(namespace) == _size_as_made or phase not in namespace:
@@ -360,18 +390,25 @@ cdef inline int _set_exception(object arg, object error) except -1:
 
 cdef int _set_foreign_exception(object arg, object error) except -1:
     try:
-        if getattr(arg, "exception", error) is not error:
+        found = getattr(arg, "exception", error)
+        if found is not error and (
+            found is None or isinstance(found, BaseException)
+        ):
             arg.exception = error
     except Exception:  # Not to be read or set there: left alone.
         pass
     return 0
 
 
+@cython.boundscheck(True)
 cdef int _explain(Scope scope, str phase, object error) except -1:
-    from robo_orchard_fasthooks.describe import add_note
+    try:
+        from robo_orchard_fasthooks.describe import add_note
 
-    hook = scope.hooks[scope.position]
-    add_note(error, scope.channel.name, scope.position, hook, phase)
+        hook = scope.hooks[scope.position]
+        add_note(error, scope.channel.name, scope.position, hook, phase)
+    except Exception:  # The error on its way out matters more than its note.
+        pass
     return 0
 
 

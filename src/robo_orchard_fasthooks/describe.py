@@ -47,8 +47,6 @@ def add_note(
 ) -> None:
     """Notes on an exception which hook it came from, once (Python 3.11).
 
-    The exception is on its way out: whatever fails here is dropped.
-
     Args:
         error (BaseException): What the hook raised.
         channel (str): The channel that the hook is registered on.
@@ -56,15 +54,12 @@ def add_note(
         hook (HookContext): The hook.
         phase (str): "before" or "after".
     """
-    try:
-        note = (
-            f"raised by hook {position} of channel {channel!r}, in {phase}: "
-            f"{_where(_callback(hook, phase))}"
-        )
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-    except Exception:
-        pass
+    note = (
+        f"raised by hook {position} of channel {channel!r}, in {phase}: "
+        f"{_where(_callback(hook, phase))}"
+    )
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
 
 
 def channel_repr(channel: Any) -> str:
@@ -117,14 +112,19 @@ def _label(hook: Any) -> str:
                 break
     cls = owner if isinstance(owner, type) else type(owner)
     name = getattr(hook, "name", None)
-    return f"{cls.__name__} {name!r}" if name else cls.__name__
+    if isinstance(name, str) and name:
+        return f"{cls.__name__} {name!r}"
+    return cls.__name__
 
 
 def _where(function: Any) -> str:
     """The name of a callable, with file and line if it was not compiled."""
     while isinstance(function, functools.partial):
         function = function.func
-    function = inspect.unwrap(function)
+    try:
+        function = inspect.unwrap(function)
+    except ValueError:  # A proxy that has every attribute, without an end.
+        pass
     code = getattr(function, "__code__", None)
     name = getattr(function, "__qualname__", None)
     if code is None and name is None:  # An instance with `__call__`.

@@ -101,6 +101,9 @@ class GradientClippingHookConfig(PipelineHooksConfig[GradientClippingHook]):
             `norm_type` is NaN.
     """
 
+    # JSON has no infinity, and `norm_type` may well be one.
+    model_config = {"ser_json_inf_nan": "strings"}
+
     class_type: ClassType[GradientClippingHook] = GradientClippingHook
 
     clip_mode: Literal["norm", "value"]

@@ -30,17 +30,19 @@ from robo_orchard_core.utils.config import (
 )
 from robo_orchard_core.utils.hook import HookContext
 
-from robo_orchard_fasthooks import _args
+from robo_orchard_fasthooks import _args, _dispatch
 from robo_orchard_fasthooks._args import PipelineHookArgs
 from robo_orchard_fasthooks._dispatch import (
     HookContextChannel,
     RemoveableHandle,
-    begin,
     check_hook,
+    find_channel,
 )
 from robo_orchard_fasthooks.describe import describe
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from typing_extensions import Self
 
 __all__ = [
@@ -105,6 +107,22 @@ PipelineHookChanelType: TypeAlias = Literal[
 """The pieces of a training loop that hooks can run around, outermost first."""
 
 
+if TYPE_CHECKING:
+    _F = TypeVar("_F", bound=Callable[..., Any])
+
+    class _Scope(Protocol):
+        """A context manager that decorates too, as @contextmanager's do."""
+
+        def __enter__(self) -> PipelineHookArgs: ...
+        def __exit__(
+            self,
+            exc_type: type[BaseException] | None,
+            exc_value: BaseException | None,
+            traceback: TracebackType | None,
+        ) -> bool | None: ...
+        def __call__(self, function: _F, /) -> _F: ...
+
+
 class PipelineHooks(ClassInitFromConfigMixin):
     """The hooks of a training loop, in one channel for each piece of it.
 
@@ -122,7 +140,15 @@ class PipelineHooks(ClassInitFromConfigMixin):
             for name in get_args(PipelineHookChanelType)
         }
 
-    begin = begin
+    if TYPE_CHECKING:
+
+        def begin(
+            self, channel: PipelineHookChanelType, arg: PipelineHookArgs
+        ) -> _Scope:
+            """Opens a scope."""
+
+    else:
+        begin = _dispatch.begin
 
     def register_hook(
         self,
@@ -144,11 +170,10 @@ class PipelineHooks(ClassInitFromConfigMixin):
             TypeError: The object has no callable `before` and `after`, or
                 cannot be hashed.
         """
-        registered = self._channel(channel)
-        count = len(registered)
-        handle = registered.register(hook)
-        _warn_of_late_clipping(registered, count)
-        return handle
+        registered = find_channel(self, channel)
+        check_hook(hook)
+        _warn_of_late_clipping(registered, [hook])
+        return registered.register(hook)
 
     def register_pipeline_hooks(
         self, hooks: PipelineHooks
@@ -169,7 +194,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
         if not _is_pipeline_hooks(type(hooks)):
             raise TypeError(f"Expected PipelineHooks, but got {type(hooks)}")
         pairs = [
-            (self._channel(name), theirs)
+            (find_channel(self, name), theirs)
             for name, theirs in hooks.hooks.items()
         ]
         # All that can be refused is refused before anything is added.
@@ -181,11 +206,11 @@ class PipelineHooks(ClassInitFromConfigMixin):
                 )
             for hook in theirs._context_handlers:
                 check_hook(hook)
-        handles = []
         for mine, theirs in pairs:
-            count = len(mine)
-            handles.append(mine.register_hook_channel(theirs))
-            _warn_of_late_clipping(mine, count)
+            _warn_of_late_clipping(mine, theirs._context_handlers)
+        handles = [
+            mine.register_hook_channel(theirs) for mine, theirs in pairs
+        ]
 
         def unregister() -> None:
             for handle in handles:
@@ -260,23 +285,6 @@ class PipelineHooks(ClassInitFromConfigMixin):
         cls = type(self)
         return f"<{cls.__module__}.{cls.__name__}(\n{indent(content, '  ')})>"
 
-    def _channel(self, name: str) -> HookContextChannel[PipelineHookArgs]:
-        try:
-            return self.hooks[name]  # type: ignore[index]
-        except (KeyError, AttributeError):
-            raise self._no_channel(name) from None
-
-    def _no_channel(self, name: str) -> Exception:
-        if not hasattr(self, "hooks"):
-            return AttributeError(
-                f"{type(self).__name__} has no channels: its __init__ has to "
-                "call super().__init__()"
-            )
-        return KeyError(
-            f"there is no channel {name!r}; the channels are "
-            + ", ".join(map(repr, self.hooks))
-        )
-
 
 PipelineHooksType_co = TypeVar(
     "PipelineHooksType_co", bound=PipelineHooks, covariant=True
@@ -293,8 +301,11 @@ def _is_pipeline_hooks(cls: Any) -> bool:
 
 
 def _make_hooks(given: Any) -> Any:
-    if isinstance(given, ClassConfig) and _is_pipeline_hooks(given.class_type):
-        return given()
+    if isinstance(given, ClassConfig):
+        makes = given.class_type
+        # A class is checked before it is called; a factory cannot be.
+        if _is_pipeline_hooks(makes) or not isinstance(makes, type):
+            given = given()
     if _is_pipeline_hooks(type(given)):
         return given
     raise TypeError(
@@ -305,25 +316,27 @@ def _make_hooks(given: Any) -> Any:
 _warned_of: WeakSet[HookContext] = WeakSet()
 
 
-def _warn_of_late_clipping(channel: Any, first_new: int) -> None:
-    """Warns if a new hook clips gradients after an older one has stepped."""
-    hooks = list(channel._context_handlers)
-    for position in range(first_new, len(hooks)):
+def _warn_of_late_clipping(channel: Any, added: Iterable[Any]) -> None:
+    """Warns if a hook to add clips gradients after another has stepped."""
+    if not any(_runs(hook, "GradientClippingHook") for hook in added):
+        return
+    hooks = list(dict.fromkeys((*channel._context_handlers, *added)))
+    stepping = [_runs(hook, "OptimizerHook") for hook in hooks]
+    if True not in stepping:
+        return
+    first = stepping.index(True)
+    for position in range(max(first, len(channel)), len(hooks)):
         hook = hooks[position]
-        if hook in _warned_of or not _runs(hook, "GradientClippingHook"):
-            continue
-        for earlier in range(position):
-            if _runs(hooks[earlier], "OptimizerHook"):
-                _warned_of.add(hook)
-                warnings.warn(
-                    f"GradientClippingHook is at position {position} of "
-                    f"{channel.name!r}, after OptimizerHook at position "
-                    f"{earlier}: the optimizer steps on unclipped gradients. "
-                    "Register GradientClippingHook first (with "
-                    "HookBasedTrainer: pass it as grad_clip=)",
-                    stacklevel=_caller(),
-                )
-                break
+        if _runs(hook, "GradientClippingHook") and hook not in _warned_of:
+            warnings.warn(
+                f"GradientClippingHook is at position {position} of "
+                f"{channel.name!r}, after OptimizerHook at position {first}: "
+                "the optimizer steps on unclipped gradients. Register "
+                "GradientClippingHook first (with HookBasedTrainer: pass it "
+                "as grad_clip=)",
+                stacklevel=_caller(),
+            )
+            _warned_of.add(hook)
 
 
 def _runs(hook: Any, name: str) -> bool:
