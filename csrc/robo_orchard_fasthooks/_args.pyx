@@ -51,7 +51,6 @@ cdef object _MISSING = object()
 
 @cython.auto_pickle(False)
 @cython.freelist(16)
-@cython.trashcan(True)
 cdef class PipelineHookArgs:
     """PipelineHookArgs(accelerator, epoch_id=0, step_id=0, \
 global_step_id=0, max_epoch=None, max_step=None, start_epoch=0, \

@@ -278,7 +278,6 @@ cdef enum:
 
 @cython.final
 @cython.freelist(16)
-@cython.trashcan(True)
 @cython.auto_pickle(False)
 cdef class Scope:
     """What `begin` returns: a context manager, or a decorator."""
@@ -322,6 +321,7 @@ cdef class Scope:
             raise RuntimeError("a scope has to be entered before it is left")
         self.state = LEFT
         if self.channel._hooks:
+            _set_exception(self.arg, error)
             try:
                 _run(self, "after", "_after", _original_after, error)
             except BaseException as failure:
@@ -350,28 +350,31 @@ cdef int _run(
     cdef object arg = scope.arg
     cdef dict namespace
     cdef PyObject* callback
-    cdef bint leaving = scope.state == LEFT
     # The callbacks of hooks that from_callable makes are called without the
     # methods around them, unless these are patched: in the class, looked at
     # once a phase, or in the hook. There it is one attribute more than the
     # hook was made with (if none was deleted); asking for it by name each time
     # takes 6 of 30 ns.
-    cdef bint class_as_made = PyDict_GetItemWithError(
-        <object>TYPE_NAMESPACE(FromCallable), phase
-    ) == <PyObject*>original
+    cdef int class_as_made = -1  # Not looked at.
     scope.hooks = scope.channel._hooks
     scope.position = 0
     for hook in scope.hooks:
-        if leaving:
-            # Each time: a callback may have run a scope on the same argument.
+        if error is not None:
+            # Again: a callback may have run a scope on the same argument.
             _set_exception(arg, error)
-        if class_as_made and type(hook) is FromCallable:
+        if type(hook) is FromCallable:
+            if class_as_made < 0:
+                class_as_made = PyDict_GetItemWithError(
+                    <object>TYPE_NAMESPACE(FromCallable), phase
+                ) == <PyObject*>original
             namespace = PyObject_GenericGetDict(hook, NULL)
-            if len(namespace) == _size_as_made or phase not in namespace:
+            if class_as_made and (
+                len(namespace) == _size_as_made or phase not in namespace
+            ):
                 callback = PyDict_GetItemWithError(namespace, slot)
                 if callback != NULL:
                     if callback != <PyObject*>None:
-                        function = <object>callback
+                        function = <object>callback  # It may be replaced.
                         PyObject_CallOneArg(function, arg)
                     scope.position += 1
                     continue
