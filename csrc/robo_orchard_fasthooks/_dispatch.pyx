@@ -79,7 +79,7 @@ cdef class Registrations:
         return len(self._hooks)
 
     def __getitem__(self, item):
-        return self._hooks[item]
+        return list(self._hooks)[item]
 
     @cython.binding(False)  # As a C method, as the interpreter calls best.
     def begin(self, arg):

@@ -17,6 +17,7 @@ Phase = Literal["before", "after"]
 _PHASES: tuple[Phase, ...] = ("before", "after")
 
 _FromCallable = type(HookContext.from_callable())
+_METHODS = {phase: vars(_FromCallable)[phase] for phase in _PHASES}
 
 
 def describe(channels: Mapping[Any, Any]) -> str:
@@ -96,7 +97,11 @@ def _boxed(instance: Any, content: str) -> str:
 
 def _callback(hook: Any, phase: Phase) -> Callable[..., Any] | None:
     """The function that the hook runs in that phase, None if there is none."""
-    if type(hook) is _FromCallable and phase not in vars(hook):
+    if (
+        type(hook) is _FromCallable
+        and phase not in vars(hook)
+        and vars(_FromCallable)[phase] is _METHODS[phase]
+    ):
         return getattr(hook, f"_{phase}", None)
     return getattr(hook, phase, None)
 
