@@ -194,27 +194,6 @@ def test_init_overwrites_what_a_subclass_set_before(lib):
     assert Early(None).batch is None
 
 
-def test_a_subclass_may_intercept_fields(lib):
-    names = []
-
-    class Intercepting(lib.PipelineHookArgs):
-        @property
-        def batch(self):
-            return self._batch
-
-        @batch.setter
-        def batch(self, value):
-            self._batch = ("moved", value)
-
-        def __setattr__(self, name, value):
-            names.append(name)
-            super().__setattr__(name, value)
-
-    args = Intercepting(None, batch=3)
-    assert args.batch == ("moved", 3)
-    assert {"accelerator", "batch", "reduce_loss"} <= set(names)
-
-
 class TestCopyWithUpdates:
     def test_sets_what_is_given(self, lib, values):
         args = lib.PipelineHookArgs(**values)

@@ -114,16 +114,6 @@ Attributes:
                 "PipelineHookArgs.__init__() missing 1 required positional "
                 "argument: 'accelerator'"
             )
-        if type(self) is not PipelineHookArgs:
-            # A subclass may have properties, or a `__setattr__`.
-            _assign(
-                self,
-                (accelerator, epoch_id, step_id, global_step_id, max_epoch)
-                + (max_step, start_epoch, start_step, dataloader, optimizer)
-                + (lr_scheduler, batch, model_outputs, reduce_loss, model)
-                + (exception,),
-            )
-            return
         # A new object's fields are None. Not writing None again, here and in
         # `_copy`, saves 25 of 140 ns on CPython 3.11, where each write of it
         # waits for the last one: its reference count is one word of memory.
@@ -261,12 +251,6 @@ cdef PipelineHookArgs _copy(PipelineHookArgs self):
     if self.exception is not None:
         copy.exception = self.exception
     return copy
-
-
-cdef int _assign(PipelineHookArgs self, tuple values) except -1:
-    for name, value in zip(_FIELDS, values):
-        setattr(self, name, value)
-    return 0
 
 
 def _values(self):
