@@ -1,7 +1,11 @@
 """GradientClippingHook: its config, and what it clips when."""
 
+import gc
 import math
+import random
+import weakref
 from contextlib import nullcontext
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -157,6 +161,350 @@ def test_an_optimizer_is_needed(lib, accelerator):
             "GradientClippingHook: the hook arguments have no optimizer; pass "
             "PipelineHookArgs(..., optimizer=)"
         )
+
+
+@pytest.fixture
+def clip(accelerator):
+    """Runs a hook of the given settings on an optimizer or on parameters."""
+
+    def run(lib, optimizer, *, model=None, hook=None, **settings):
+        if isinstance(optimizer, list):
+            optimizer = torch.optim.SGD(optimizer, lr=1)
+        if hook is None:
+            hook = lib.GradientClippingHookConfig(**settings)()
+        args = lib.PipelineHookArgs(
+            accelerator, optimizer=optimizer, model=model
+        )
+        with hook.begin("on_step", args):
+            pass
+        return hook
+
+    return run
+
+
+def parameter(grad):
+    grad = torch.as_tensor(grad)
+    param = torch.nn.Parameter(torch.zeros_like(grad))
+    param.grad = grad
+    return param
+
+
+NORM = {"clip_mode": "norm", "max_norm": 1.0}
+VALUE = {"clip_mode": "value", "clip_value": 1.0}
+
+
+def test_total_norm_is_that_before_clipping(ours, clip):
+    param = parameter([3.0, 4.0])
+    hook = ours.GradientClippingHookConfig(**NORM)()
+    assert hook.total_norm is None
+    for expected in (5.0, 1.0):
+        clip(ours, [param], hook=hook)
+        assert hook.total_norm.item() == pytest.approx(expected, rel=1e-6)
+    assert hook.total_norm.shape == () and not hook.total_norm.requires_grad
+    param.grad = None
+    clip(ours, [param], hook=hook)
+    assert hook.total_norm.item() == pytest.approx(1.0, rel=1e-6)
+    hook.clip_mode, hook.clip_value = "value", 0.5
+    param.grad = torch.tensor([3.0, 4.0])
+    clip(ours, [param], hook=hook)
+    assert hook.total_norm.item() == pytest.approx(1.0, rel=1e-6)
+
+
+class Twins:
+    """An optimizer and its copy, which change alike at random."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        self.torch = torch.Generator().manual_seed(seed)
+        self.pairs = []
+        first = [self.parameter() for _ in range(20)]
+        self.optimizers = [
+            torch.optim.SGD(params, lr=1)
+            for params in zip(*first, strict=True)
+        ]
+
+    def parameter(self):
+        shape = self.random.choice([(3,), (3,), (3,), (2, 3), (), (5000,)])
+        pair = [torch.nn.Parameter(torch.zeros(shape)) for _ in range(2)]
+        self.pairs.append(pair)
+        return pair
+
+    def each(self, function):
+        for optimizer in self.optimizers:
+            function(optimizer)
+
+    def change(self):
+        groups = len(self.optimizers[0].param_groups)
+        group = self.random.randrange(groups)
+        size = len(self.optimizers[0].param_groups[group]["params"])
+        place = self.random.randrange(max(size, 1))
+        pair = self.random.choice(self.pairs)
+        new = self.parameter()
+        self.random.choice(
+            [
+                lambda: None,
+                lambda: [
+                    optimizer.add_param_group({"params": [param]})
+                    for optimizer, param in zip(
+                        self.optimizers, new, strict=True
+                    )
+                ],
+                lambda: [
+                    optimizer.param_groups[group]["params"].__setitem__(
+                        slice(place, place + 1), [param]
+                    )
+                    for optimizer, param in zip(
+                        self.optimizers, new, strict=True
+                    )
+                ],
+                lambda: self.each(
+                    lambda o: o.param_groups[group]["params"].reverse()
+                ),
+                lambda: self.each(
+                    lambda o: o.param_groups[group]["params"].__delitem__(
+                        slice(place, place + 1)
+                    )
+                ),
+                lambda: self.each(lambda o: o.load_state_dict(o.state_dict())),
+                lambda: [
+                    param.requires_grad_(not param.requires_grad)
+                    for param in pair
+                ],
+                lambda: self.set_data(pair, lambda old: old.bfloat16()),
+                lambda: self.set_data(pair, lambda old: old.double()),
+                lambda: self.set_data(pair, lambda old: torch.zeros(7)),
+            ]
+        )()
+
+    def set_data(self, pair, change):
+        for param in pair:
+            param.grad = None
+            param.data = change(param.data)
+
+    def make_gradients(self):
+        for pair in self.pairs:
+            noise = torch.randn(pair[0].shape, generator=self.torch)
+            absent = self.random.random() < 0.1
+            turned = noise.ndim == 2 and self.random.random() < 0.5
+            for param in pair:
+                grad = noise.to(param.dtype)
+                if turned:
+                    grad = grad.t().contiguous().t()
+                param.grad = None if absent else grad.clone()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_changes_of_the_optimizer_count(ours, theirs, clip, seed):
+    twins = Twins(seed)
+    settings = {"clip_mode": "norm", "max_norm": 2.0}
+    hooks = [
+        lib.GradientClippingHookConfig(**settings)() for lib in (ours, theirs)
+    ]
+    for step in range(150):
+        twins.change()
+        twins.make_gradients()
+        for lib, hook, optimizer in zip(
+            (ours, theirs), hooks, twins.optimizers, strict=True
+        ):
+            hook.max_norm = 2.0 if step % 2 else 1e6
+            clip(lib, optimizer, hook=hook)
+        for mine, other in twins.pairs:
+            assert (mine.grad is None) == (other.grad is None)
+            assert mine.grad is None or torch.equal(mine.grad, other.grad)
+
+
+def test_optimizers_do_not_share_what_is_kept(ours, theirs, clip):
+    results = []
+    for lib in (ours, theirs):
+        generator = torch.Generator().manual_seed(1)
+        sets = [
+            [torch.nn.Parameter(torch.zeros(size)) for _ in range(9)]
+            for size in (4, 5)
+        ]
+        optimizers = [torch.optim.SGD(params, lr=1) for params in sets]
+        hook = lib.GradientClippingHookConfig(**NORM)()
+        for _ in range(3):
+            for params, optimizer in zip(sets, optimizers, strict=True):
+                for param in params:
+                    param.grad = torch.randn(param.shape, generator=generator)
+                clip(lib, optimizer, hook=hook)
+        results.append([p.grad for params in sets for p in params])
+    assert same(*results)
+
+
+@pytest.mark.parametrize("mode", [NORM, VALUE])
+def test_a_dead_optimizer_is_freed(ours, clip, mode):
+    param = parameter([3.0, 4.0])
+    optimizer = torch.optim.SGD([param], lr=1)
+    param.stepped_by = optimizer
+    hook = clip(ours, optimizer, **mode)
+    refs = [weakref.ref(optimizer), weakref.ref(param)]
+    del optimizer, param
+    gc.collect()
+    assert [ref() for ref in refs] == [None, None]
+    assert hook.clip_mode == mode["clip_mode"]
+
+
+def test_an_optimizer_may_be_anything_with_groups(lib, clip):
+    param = parameter([3.0, 4.0])
+    clip(lib, SimpleNamespace(param_groups=[{"params": [param]}]), **NORM)
+    torch.testing.assert_close(param.grad, torch.tensor([0.6, 0.8]))
+
+
+class Model(torch.nn.Module):
+    def __init__(self, *params):
+        super().__init__()
+        self.first, self.second, self.third = params
+
+
+class TestErrors:
+    """Each names the parameter, and leaves every gradient as it was."""
+
+    @pytest.fixture
+    def refuses(self, ours, clip):
+        def run(bad, error, message, *, model=False, named=False, **settings):
+            params = [parameter([3.0, 4.0]) for _ in range(2)]
+            params.append(bad)
+            first, second = params[:1], params[1:]
+            if named:
+                first, second = [("a", params[0])], [("b", params[1])]
+                second.append(("c", bad))
+            optimizer = torch.optim.SGD(first, lr=1)
+            optimizer.add_param_group({"params": second})
+            hook = ours.GradientClippingHookConfig(**settings)()
+            before = [param.grad.clone() for param in params]
+            with pytest.raises(error, match=message):
+                clip(
+                    ours,
+                    optimizer,
+                    hook=hook,
+                    model=Model(*params) if model else None,
+                )
+            for param, grad in zip(params, before, strict=True):
+                torch.testing.assert_close(
+                    param.grad, grad, rtol=0, atol=0, equal_nan=True
+                )
+            assert hook.total_norm is None
+
+        return run
+
+    @pytest.fixture
+    def sparse(self):
+        param = torch.nn.Parameter(torch.zeros(3))
+        param.grad = torch.sparse_coo_tensor(
+            [[1]], [9.0], (3,), check_invariants=True
+        )
+        return param
+
+    @pytest.mark.parametrize("mode", [NORM, VALUE])
+    def test_sparse(self, refuses, sparse, mode):
+        message = "^the gradient of parameter 1 of group 1 is sparse .*dense"
+        refuses(sparse, NotImplementedError, message, **mode)
+
+    def test_sparse_by_the_model_s_name(self, refuses, sparse):
+        message = r"parameter 1 of group 1 \('third'\) is sparse"
+        refuses(sparse, NotImplementedError, message, model=True, **NORM)
+
+    def test_sparse_by_the_optimizer_s_name(self, refuses, sparse):
+        message = r"parameter 1 of group 1 \('c'\) is sparse"
+        refuses(
+            sparse,
+            NotImplementedError,
+            message,
+            model=True,
+            named=True,
+            **VALUE,
+        )
+
+    def test_a_gradient_that_becomes_sparse(self, ours, clip, sparse):
+        params = [parameter([3.0, 4.0, 0.0]) for _ in range(9)]
+        optimizer = torch.optim.SGD(params, lr=1)
+        clip(ours, optimizer, **NORM)
+        params[4].grad = sparse.grad
+        with pytest.raises(NotImplementedError, match="parameter 4 of group"):
+            clip(ours, optimizer, **NORM)
+
+    def test_complex_by_value(self, refuses):
+        bad = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+        bad.grad = torch.full((2,), 3 + 4j)
+        message = "parameter 1 of group 1 is complex .* by norm"
+        refuses(bad, NotImplementedError, message, **VALUE)
+
+    @pytest.mark.parametrize("mode", [NORM, VALUE])
+    def test_shared_memory(self, refuses, mode):
+        bad = parameter(torch.tensor(5.0).expand(3))
+        message = "parameter 1 of group 1 has elements that share memory"
+        refuses(bad, NotImplementedError, message, **mode)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_a_norm_that_is_not_finite(self, refuses, value):
+        message = (
+            "^the total norm of order 2.0 of the gradients is not finite, and "
+            "that of parameter 1 of group 1 is not"
+        )
+        bad = parameter([1.0, value])
+        refuses(bad, RuntimeError, message, error_if_nonfinite=True, **NORM)
+
+    def test_a_total_that_overflows(self, ours, clip):
+        params = [
+            parameter(torch.tensor([6e4], dtype=torch.half)) for _ in range(2)
+        ]
+        message = "is not finite, though that of each gradient is"
+        with pytest.raises(RuntimeError, match=message):
+            clip(ours, params, error_if_nonfinite=True, **NORM)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite_is_none_of_ours(lib, clip, value):
+    param = parameter([1.0, value])
+    clip(lib, [param], **NORM)
+    assert math.isnan(param.grad[1].item())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clip_mode": "nrom"}, "clip_mode must be 'norm' or 'value', not"),
+        ({"max_norm": None}, "max_norm must be specified when clip_mode is"),
+        ({"clip_mode": "value"}, "clip_value must be specified when"),
+    ],
+)
+def test_a_schedule_that_sets_what_cannot_be(ours, clip, change, message):
+    hook = ours.GradientClippingHookConfig(**NORM)()
+    vars(hook).update(change)
+    param = parameter([3.0, 4.0])
+    with pytest.raises(ValueError, match=f"GradientClippingHook: {message}"):
+        clip(ours, [param], hook=hook)
+    assert torch.equal(param.grad, torch.tensor([3.0, 4.0]))
+
+
+@pytest.mark.parametrize("foreach", [None, True, False])
+@pytest.mark.parametrize("mode", [NORM, VALUE])
+def test_foreach(ours, clip, foreach, mode):
+    params = [parameter([3.0, -4.0]) for _ in range(9)]
+    with (
+        mock.patch.object(
+            torch.nn.utils,
+            "clip_grad_norm_",
+            wraps=torch.nn.utils.clip_grad_norm_,
+        ) as norm,
+        mock.patch.object(
+            torch.nn.utils,
+            "clip_grad_value_",
+            wraps=torch.nn.utils.clip_grad_value_,
+        ) as value,
+    ):
+        clip(ours, params, foreach=foreach, **mode)
+    assert norm.called + value.called == (foreach is False)
+    expected = clipped_by_torch(
+        [torch.tensor([3.0, -4.0])] * 9,
+        *(
+            (torch.nn.utils.clip_grad_norm_, 1.0)
+            if mode is NORM
+            else (torch.nn.utils.clip_grad_value_, 1.0)
+        ),
+    )
+    assert same([param.grad for param in params], expected)
 
 
 def refusals(error):

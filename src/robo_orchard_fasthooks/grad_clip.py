@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from math import isnan
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator, DistributedType
 
+from robo_orchard_fasthooks.clip import clip_by_norm, clip_by_value
 from robo_orchard_fasthooks.mixin import (
     ClassType,
     HookContext,
@@ -14,8 +16,22 @@ from robo_orchard_fasthooks.mixin import (
     PipelineHooks,
     PipelineHooksConfig,
 )
+from robo_orchard_fasthooks.parameters import name_of, trainable
 
 __all__ = ["GradientClippingHook", "GradientClippingHookConfig"]
+
+
+# Others (DeepSpeed, XLA, Megatron) clip, or reduce gradients, on their own.
+_OURS = {
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.FSDP,
+}
+_CLIP_METHODS = {
+    name: getattr(Accelerator, name)
+    for name in ("clip_grad_norm_", "clip_grad_value_")
+}
 
 
 class GradientClippingHook(PipelineHooks):
@@ -23,7 +39,7 @@ class GradientClippingHook(PipelineHooks):
 
     It clips when gradients are synchronised (at the end of an accumulation),
     and does nothing when the step failed. Its settings may be changed between
-    steps.
+    steps. Where gradients are sharded, every rank has to run it.
 
     Note:
         With an OptimizerHook on the same hooks, register this one first:
@@ -46,24 +62,42 @@ class GradientClippingHook(PipelineHooks):
     norm_type: float
     """The p of the p-norm, `inf` included, in mode "norm"."""
 
+    error_if_nonfinite: bool
+    """Whether a norm that is NaN or infinite is an error, in mode "norm"."""
+
+    foreach: bool | None
+    """False loops over plain gradients one by one; True insists on foreach
+    kernels, which some devices do not have."""
+
+    total_norm: torch.Tensor | None
+    """The last norm before clipping, over all ranks: 0-dim, on the device of
+    the gradients. None before the first."""
+
     def __init__(self, cfg: GradientClippingHookConfig):
         super().__init__()
         self.clip_mode = cfg.clip_mode
         self.clip_value = cfg.clip_value
         self.max_norm = cfg.max_norm
         self.norm_type = cfg.norm_type
+        self.error_if_nonfinite = cfg.error_if_nonfinite
+        self.foreach = cfg.foreach
+        self.total_norm = None
         self.register_hook(
             "on_step", HookContext.from_callable(after=self._gradient_clipping)
         )
 
     def _gradient_clipping(self, hook_args: PipelineHookArgs) -> None:
-        """Clips the gradients through the accelerator.
+        """Clips the gradients.
 
         Args:
             hook_args (PipelineHookArgs): Has `accelerator` and `optimizer`.
 
         Raises:
-            ValueError: There is no optimizer.
+            ValueError: There is no optimizer, or a setting is not what it may
+                be.
+            NotImplementedError: A gradient cannot be clipped so.
+            RuntimeError: The norm is not finite, and that is an error; or the
+                FSDP module of a parameter is unknown.
         """
         if getattr(hook_args, "exception", None) is not None:
             return
@@ -76,21 +110,98 @@ class GradientClippingHook(PipelineHooks):
         accelerator = hook_args.accelerator
         if not accelerator.sync_gradients:
             return
+        if self.clip_mode == "norm":
+            setting, limit = "max_norm", self.max_norm
+        elif self.clip_mode == "value":
+            setting, limit = "clip_value", self.clip_value
+        else:
+            raise ValueError(
+                "GradientClippingHook: clip_mode must be 'norm' or 'value', "
+                f"not {self.clip_mode!r}"
+            )
+        if limit is None:
+            raise ValueError(
+                f"GradientClippingHook: {setting} must be specified when "
+                f"clip_mode is {self.clip_mode!r}"
+            )
+        if _clips_by_itself(accelerator, self.clip_mode):
+            self._clip_through(accelerator, optimizer, limit)
+        else:
+            self._clip(hook_args, limit)
+
+    def _clip(self, hook_args: PipelineHookArgs, limit: float) -> None:
+        accelerator, optimizer = hook_args.accelerator, hook_args.optimizer
+
+        def models() -> list[torch.nn.Module]:
+            model = getattr(hook_args, "model", None)
+            found = [*getattr(accelerator, "_models", ()), model]
+            return [
+                each for each in found if isinstance(each, torch.nn.Module)
+            ]
+
+        def name(index: int) -> str:
+            return name_of(params[index], optimizer, models())
+
+        params, stored = trainable(optimizer, models)
+        # A rank without gradients takes part in what the others reduce.
+        if not stored.collective and all(p.grad is None for p in params):
+            return
+        # accelerate's clip methods unscale those of all optimizers, which a
+        # second optimizer's clipping then finds unscaled already.
+        accelerator.unscale_gradients(optimizer)
+        if self.clip_mode == "value":
+            clip_by_value(stored, params, limit, self.foreach, name)
+            return
+        self.total_norm = clip_by_norm(
+            stored,
+            params,
+            limit,
+            self.norm_type,
+            self.error_if_nonfinite,
+            self.foreach,
+            name,
+        )
+
+    def _clip_through(
+        self, accelerator: Any, optimizer: Any, limit: float
+    ) -> None:
         # By identity and once each: two groups may hold the same parameter.
-        params: dict[torch.nn.Parameter, None] = {
+        params = {
             param: None
             for group in optimizer.param_groups
             for param in group["params"]
             if param.requires_grad and param.grad is not None
         }
-        if not params:
-            return
         if self.clip_mode == "value":
-            accelerator.clip_grad_value_(list(params), self.clip_value)
-        elif self.clip_mode == "norm":
-            accelerator.clip_grad_norm_(
-                list(params), self.max_norm, self.norm_type
+            if params:
+                accelerator.clip_grad_value_(list(params), limit)
+            return
+        # DeepSpeed keeps gradients to itself, but tells their norm.
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if not params and not deepspeed:
+            return
+        if self.error_if_nonfinite:
+            raise ValueError(
+                "GradientClippingHook: error_if_nonfinite cannot be had where "
+                "the accelerator clips by its own clip_grad_norm_ "
+                f"({type(accelerator).__name__}, "
+                f"{accelerator.distributed_type}); leave it False"
             )
+        total_norm = accelerator.clip_grad_norm_(
+            list(params), limit, self.norm_type
+        )
+        if total_norm is not None:
+            self.total_norm = torch.as_tensor(total_norm)
+
+
+def _clips_by_itself(accelerator: Any, clip_mode: str) -> bool:
+    """Whether clipping is not accelerate's own, for plain or FSDP training."""
+    name = f"clip_grad_{clip_mode}_"
+    method = getattr(accelerator, name, None)
+    return (
+        getattr(method, "__func__", None) is not _CLIP_METHODS[name]
+        or accelerator.distributed_type not in _OURS
+    )
 
 
 class GradientClippingHookConfig(PipelineHooksConfig[GradientClippingHook]):
@@ -117,6 +228,13 @@ class GradientClippingHookConfig(PipelineHooksConfig[GradientClippingHook]):
 
     norm_type: float = 2.0
     """The p of the p-norm, `inf` included, in mode "norm"."""
+
+    error_if_nonfinite: bool = False
+    """Whether a norm that is NaN or infinite is an error, in mode "norm"."""
+
+    foreach: bool | None = None
+    """False loops over plain gradients one by one; True insists on foreach
+    kernels, which some devices do not have."""
 
     def __post_init__(self) -> None:
         bound = "clip_value" if self.clip_mode == "value" else "max_norm"

@@ -1,0 +1,220 @@
+"""Times GradientClippingHook against RoboOrchardLab 0.4.0's, in one run.
+
+    python benchmarks/clipping.py [--rounds N]
+
+Both hooks clip the gradients of optimizers of their own, on one CPU thread, in
+turn; gradients are restored before each call. Timed is the thread, not the
+wall. Prints a Markdown table of medians, and exits with 1 if a ratio is short
+of what is asked of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from time import thread_time_ns
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+import robo_orchard_fasthooks as ours
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import upstream  # noqa: E402
+
+Shapes = list[tuple[int, ...]]
+
+
+@dataclass
+class Case:
+    """What is clipped, and how much faster ours has to be."""
+
+    title: str
+    shapes: Shapes
+    below: float = 0.95
+    """The ratio asked where the norm is below the threshold."""
+    above: float | None = 0.95
+    """The ratio asked above it."""
+    dtypes: list[torch.dtype] = field(default_factory=lambda: [torch.float32])
+    norm_type: float = 2.0
+    mode: str = "norm"
+
+
+def equal(count: int, size: int) -> Shapes:
+    """Shapes that are all equal."""
+    return [(size,)] * count
+
+
+def different(count: int) -> Shapes:
+    """Shapes that all differ, of 64 elements and more."""
+    return [(64 + index,) for index in range(count)]
+
+
+def transformer(layers: int, width: int) -> Shapes:
+    """The shapes of a transformer's parameters."""
+    layer: Shapes = [
+        (3 * width, width),
+        (3 * width,),
+        (width, width),
+        (4 * width, width),
+        (4 * width,),
+        (width, 4 * width),
+        *[(width,)] * 6,
+    ]
+    return [(1000, width), *layer * layers, (width,)]
+
+
+CASES = [
+    Case("160 x 64 elements", equal(160, 64), 4, 2.5),
+    Case("1,000 x 64", equal(1000, 64), 4, 2.5),
+    Case("2,000 x 64", equal(2000, 64), 4, 2.5),
+    Case("10,000 x 64", equal(10000, 64), 4, 2.5),
+    Case("160 of different shapes", different(160), 1.7, 1.4),
+    Case("1,000 of different shapes", different(1000), 1.7, 1.4),
+    Case("150 x 500,000", equal(150, 500_000), 1.9),
+    Case("transformer, 12 x 256", transformer(12, 256)),
+    Case("transformer, 4 x 64", transformer(4, 64)),
+    Case("1 x 1", equal(1, 1)),
+    Case("1 x 10,000,000", equal(1, 10_000_000)),
+    Case("1,000 x 2,048", equal(1000, 2048)),
+    Case("1,000 x 2,049", equal(1000, 2049)),
+    *[
+        Case(f"{title}, {str(dtype)[6:]}", shapes, dtypes=[dtype])
+        for dtype in (torch.bfloat16, torch.float16, torch.float64)
+        for title, shapes in (
+            ("1,000 x 64", equal(1000, 64)),
+            ("1,000 x 2,048", equal(1000, 2048)),
+            ("20 x 500,000", equal(20, 500_000)),
+        )
+    ],
+    Case(
+        "1,000 x 64, bfloat16 and float32",
+        equal(1000, 64),
+        dtypes=[torch.bfloat16, torch.float32],
+    ),
+    *[
+        Case(f"{title}, norm_type {p}", shapes, norm_type=p)
+        for p in (1.0, float("inf"), 3.0)
+        for title, shapes in (
+            ("1,000 x 64", equal(1000, 64)),
+            ("200 x 2,048", equal(200, 2048)),
+        )
+    ],
+    *[
+        Case(f"{title}, by value", shapes, above=None, mode="value")
+        for title, shapes in (
+            ("1 x 1", equal(1, 1)),
+            ("1,000 x 64", equal(1000, 64)),
+            ("200 x 8,191", equal(200, 8191)),
+            ("200 x 8,192", equal(200, 8192)),
+            ("20 x 500,000", equal(20, 500_000)),
+            ("transformer, 4 x 64", transformer(4, 64)),
+        )
+    ],
+]
+
+
+def hook_of(
+    library: Any, case: Case, limit: float
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Makes what is timed, and what restores the gradients before it."""
+    torch.manual_seed(0)
+    params = []
+    for index, shape in enumerate(case.shapes):
+        dtype = case.dtypes[index % len(case.dtypes)]
+        param = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+        param.grad = torch.randn(shape).to(dtype)
+        params.append(param)
+    grads = [param.grad for param in params]
+    saved = [grad.clone() for grad in grads]
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(torch.optim.SGD(params, lr=0.1))
+    config = library.GradientClippingHookConfig(
+        clip_mode=case.mode,
+        max_norm=limit,
+        clip_value=limit,
+        norm_type=case.norm_type,
+    )
+    hook, args = (
+        config(),
+        library.PipelineHookArgs(accelerator, optimizer=optimizer),
+    )
+    return (
+        lambda: hook._gradient_clipping(args),
+        lambda: torch._foreach_copy_(grads, saved),
+    )
+
+
+def times(case: Case, limit: float, rounds: int) -> tuple[float, float, float]:
+    """Median nanoseconds of upstream's hook and ours, and of their ratios."""
+    theirs = hook_of(UPSTREAM, case, limit)
+    mine = hook_of(ours, case, limit)
+    samples: list[tuple[int, int]] = []
+    for number in range(rounds + 3):
+        pair = []
+        for clip, restore in (theirs, mine):
+            restore()
+            start = thread_time_ns()
+            clip()
+            pair.append(thread_time_ns() - start)
+        if number >= 3:
+            samples.append((pair[0], pair[1]))
+    return (
+        median(first for first, _ in samples),
+        median(second for _, second in samples),
+        median(first / second for first, second in samples),
+    )
+
+
+class UPSTREAM:
+    """RoboOrchardLab 0.4.0's hook."""
+
+    GradientClippingHookConfig = upstream.grad_clip.GradientClippingHookConfig
+    PipelineHookArgs = upstream.mixin.PipelineHookArgs
+
+
+def main() -> int:
+    """Prints the table; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=51)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    gc.disable()
+    print(
+        f"{platform.processor() or platform.machine()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"median of {rounds} rounds\n"
+    )
+    print("| gradients | | upstream, us | ours, us | ratio | asked |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    short = []
+    for case in CASES:
+        for side, limit, asked in (
+            ("below", 1e12, case.below),
+            ("above", 1e-3, case.above),
+        ):
+            if asked is None:
+                continue
+            theirs, mine, ratio = times(case, limit, rounds)
+            side = side if case.mode == "norm" else ""
+            print(
+                f"| {case.title} | {side} | {theirs / 1e3:.1f} "
+                f"| {mine / 1e3:.1f} | {ratio:.2f} | {asked} |",
+                flush=True,
+            )
+            if ratio < asked:
+                short.append(f"{case.title} {side}".strip())
+    if short:
+        print("\nshort of what is asked: " + ", ".join(short))
+    return bool(short)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""Norm, scale and clamp of lists of plain gradients, bit for bit torch's."""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import chain, islice
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
+
+__all__ = ["Dense", "foreach_groups", "in_order", "torch_order"]
+
+_STACK_NUMEL = 2048
+"""Above it, copying a gradient costs as much as torch's per-tensor overhead:
+fp64 gained 1.30x at 2,048 elements and lost 0.78x at 4,096."""
+
+_STACK_LEAST = 4
+"""The fixed cost of a stack is that of norming two gradients one by one."""
+
+_GRAIN_SIZE = 32768
+"""at::internal::GRAIN_SIZE: from it on, torch may split a reduction along a
+dimension between threads, which changes the last bits."""
+
+_STACK_DTYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
+
+_CLAMP_NUMEL = 8192
+"""From it on, one pass over memory outweighs a call from Python for each
+gradient: 1.06x at 8,192 fp32 elements, 0.77x at 4,096."""
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+class Dense:
+    """Plain gradients: what is computed of them, and what is done to them.
+
+    On CPU, small gradients of equal shape and dtype are stacked and normed
+    along a dimension: torch's norm of one tensor costs a microsecond. Which
+    ones is planned once and kept for as long as the gradients allow it; no
+    gradient is.
+    """
+
+    collective = False
+    """Whether `total_norm` communicates, so that every rank has to call it."""
+
+    has_complex = False
+    """Whether the last `total_norm` was of any complex gradients."""
+
+    def __init__(self) -> None:
+        self._plan: _Plan | None = None
+        self._count = 0
+        self._large: set[int] = set()
+
+    def local(self, params: list[Tensor]) -> list[Tensor]:
+        """The gradients of parameters, as far as they are on this rank."""
+        return [grad for p in params if (grad := p.grad) is not None]
+
+    def total_norm(
+        self, params: list[Tensor], norm_type: float
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """The norm of the gradients of parameters as one vector.
+
+        Args:
+            params (list[Tensor]): The parameters.
+            norm_type (float): The p of the p-norm.
+
+        Returns:
+            tuple[Tensor | None, list[Tensor]]: The norm over all ranks, a
+                plain 0-dim tensor, or None for gradients that are to be left
+                to torch; and the `local` gradients.
+
+        Raises:
+            RuntimeError: torch's: a gradient has no such norm.
+        """
+        grads = self.local(params)
+        if not grads:
+            return torch.tensor(0.0), grads
+        norms = self.norms(grads, norm_type)
+        if norms is None:
+            return None, grads
+        return torch.linalg.vector_norm(norms, norm_type), grads
+
+    def norms(self, grads: list[Tensor], norm_type: float) -> Tensor | None:
+        """The norm of each gradient.
+
+        Args:
+            grads (list[Tensor]): Gradients, one or more.
+            norm_type (float): The p of the p-norm.
+
+        Returns:
+            Tensor | None: A vector in the order in which torch sums the
+                norms, of their promoted dtype; None if the gradients are not
+                plain and dense and on one CPU or CUDA device.
+        """
+        if self._plan is not None:
+            # Gradients of other shapes do not stack, sparse ones do not norm.
+            with suppress(RuntimeError):
+                norms = self._plan(grads, norm_type)
+                if norms is not None:
+                    return norms
+        kinds = {(type(grad), grad.device, grad.layout) for grad in grads}
+        kind, device, layout = kinds.pop()
+        if (
+            kinds
+            or kind is not Tensor
+            or device.type not in ("cpu", "cuda")
+            or layout != torch.strided
+        ):
+            return None
+        self._plan = _Plan(grads)
+        self.has_complex = any(grad.is_complex() for grad in grads)
+        return self._plan(grads, norm_type)
+
+    def elementwise(self, params: list[Tensor], grads: list[Tensor]) -> bool:
+        """Whether `clamp_` of the `local` gradients clamps the gradients."""
+        return set(map(type, grads)) <= {Tensor}
+
+    def as_torch_returns(
+        self, total_norm: Tensor, params: list[Tensor]
+    ) -> Tensor:
+        """The norm as torch.nn.utils.clip_grad_norm_ returns it."""
+        return total_norm
+
+    def scale_(self, grads: list[Tensor], coefficient: Tensor) -> None:
+        """Multiplies gradients by a 0-dim coefficient, in place."""
+        for group in foreach_groups(grads):
+            torch._foreach_mul_(group, coefficient.to(group[0].device))
+
+    def clamp_(self, grads: list[Tensor], clip_value: float) -> None:
+        """Clamps gradients to [-clip_value, clip_value], in place."""
+        # Which way a gradient goes is a matter of speed alone, so that the
+        # last choice serves until the list changes its length.
+        if len(grads) != self._count:
+            self._count = len(grads)
+            self._large = {
+                index
+                for index, grad in enumerate(grads)
+                if grad.numel() >= _CLAMP_NUMEL
+            }
+        small = grads
+        if self._large:
+            # Foreach has no clamp; its two halves are two passes.
+            for index in self._large:
+                grads[index].clamp_(-clip_value, clip_value)
+            small = [
+                grad
+                for index, grad in enumerate(grads)
+                if index not in self._large
+            ]
+        for group in foreach_groups(small):
+            torch._foreach_clamp_min_(group, -clip_value)
+            torch._foreach_clamp_max_(group, clip_value)
+
+
+class _Plan:
+    """Which gradients are normed together."""
+
+    def __init__(self, grads: list[Tensor]):
+        self._dtypes = [grad.dtype for grad in grads]
+        self._device = grads[0].device
+        stacks = _stacks(grads) if self._device.type == "cpu" else []
+        stacked = set(chain(*stacks))
+        rests: defaultdict[torch.dtype, list[int]] = defaultdict(list)
+        order = torch_order(grads)
+        for index in order:
+            if index not in stacked:
+                rests[self._dtypes[index]].append(index)
+        self._stacks = [_take(stack) for stack in stacks]
+        self._rests = [_take(rest) for rest in rests.values()]
+        self._order = in_order([*stacks, *rests.values()], order, self._device)
+
+    def __call__(self, grads: list[Tensor], norm_type: float) -> Tensor | None:
+        """The norms, or None where the plan does not fit."""
+        if [grad.dtype for grad in grads] != self._dtypes:
+            return None
+        parts = []
+        for take in self._stacks:
+            alike = take(grads)
+            # Others are summed in the order of their memory.
+            if not all(map(Tensor.is_contiguous, alike)):
+                return None
+            stack = torch.stack(alike).view(len(alike), -1)
+            if stack.numel() >= _GRAIN_SIZE:
+                return None
+            parts.append(torch.linalg.vector_norm(stack, norm_type, dim=1))
+        for take in self._rests:
+            parts.append(_vector(torch._foreach_norm(take(grads), norm_type)))
+        norms = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if type(norms) is not Tensor or norms.device != self._device:
+            return None
+        return norms if self._order is None else norms[self._order]
+
+
+def _stacks(grads: list[Tensor]) -> list[list[int]]:
+    """The indices of gradients that can be stacked, stack by stack."""
+    alike: defaultdict[Any, list[int]] = defaultdict(list)
+    for index, grad in enumerate(grads):
+        if (
+            0 < grad.numel() <= _STACK_NUMEL
+            and grad.dtype in _STACK_DTYPES
+            and grad.is_contiguous()
+        ):
+            alike[grad.shape, grad.dtype].append(index)
+    stacks = []
+    for (shape, _), indices in alike.items():
+        left = iter(indices)
+        rows = (_GRAIN_SIZE - 1) // shape.numel()
+        while len(stack := list(islice(left, rows))) >= _STACK_LEAST:
+            stacks.append(stack)
+    return stacks
+
+
+def _take(indices: list[int]) -> Callable[[list[Tensor]], Any]:
+    if len(indices) == 1:
+        return itemgetter(slice(indices[0], indices[0] + 1))
+    return itemgetter(*indices)
+
+
+def torch_order(grads: list[Tensor]) -> list[int]:
+    """The order in which torch sums norms, on which the last bits depend.
+
+    Returns:
+        list[int]: Indices of the gradients: those of one dtype together.
+    """
+    if len({grad.dtype for grad in grads}) == 1:
+        return list(range(len(grads)))
+    groups = _group_tensors_by_device_and_dtype([[*grads]], True).values()
+    return list(chain(*(indices for _, indices in groups)))
+
+
+def in_order(
+    parts: Iterable[list[int]], order: list[int], device: torch.device
+) -> Tensor | None:
+    """The index that brings concatenated parts into an order.
+
+    Args:
+        parts (Iterable[list[int]]): What each part consists of.
+        order (list[int]): All of that, as it is wanted.
+        device (torch.device): Where the parts are.
+
+    Returns:
+        Tensor | None: A vector of int64; None where they are in that order.
+    """
+    place = {index: place for place, index in enumerate(chain(*parts))}
+    index = [place[index] for index in order]
+    if index == sorted(index):
+        return None
+    return torch.tensor(index, device=device)
+
+
+def _vector(norms: _Tensors) -> Tensor:
+    """Puts 0-dim norms of one dtype and device into one vector.
+
+    torch's fused CUDA kernel returns views of one vector already, except for
+    empty gradients.
+    """
+    first = norms[0]
+    if first.is_cpu:
+        # 165 ns a norm, where torch.stack takes 245 for 0-dim tensors.
+        numbers = array("d", map(Tensor.item, norms))
+        return torch.frombuffer(numbers, dtype=torch.float64).to(first.dtype)
+    start, size = first.data_ptr(), first.element_size()
+    stop = start + len(norms) * size
+    if [norm.data_ptr() for norm in norms] == [*range(start, stop, size)]:
+        return first.as_strided((len(norms),), (1,))
+    return torch.stack(norms)
+
+
+def foreach_groups(grads: list[Tensor]) -> list[list[Tensor]]:
+    """The gradients by dtype, as CUDA's fused kernels need them."""
+    if not grads or grads[0].is_cpu:
+        return [grads] if grads else []
+    groups: Any = _group_tensors_by_device_and_dtype([[*grads]]).values()
+    return [group for (group,), _ in groups]

@@ -1,0 +1,395 @@
+"""Lists of parameters with gradients of every kind, made as often as asked.
+
+A `Case` describes a list; `build` makes it, the same bits each time, so one
+copy goes to the function under test and one to torch's.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import strategies as st
+
+REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LAYOUTS = (
+    "own",
+    "flat",
+    "transposed",
+    "channels last",
+    "strided",
+    "expanded",
+    "overlapping",
+    "parameter",
+    "requires grad",
+)
+# On a GPU the threads that write one element twice race.
+CUDA_LAYOUTS = tuple(name for name in LAYOUTS if name != "overlapping")
+SPECIAL = (math.nan, math.inf, -math.inf, -0.0)
+FILLS = (
+    "normal",
+    "normal",
+    "wide",
+    "small",
+    "small",
+    "subnormal",
+    "zero",
+    "negative zero",
+    "huge",
+    *SPECIAL,
+    "all special",
+)
+SHAPES = ((), (0,), (1,), (64,), (8, 8), (3, 5, 7), (2, 3, 4, 4))
+LARGE_SHAPES = ((2048,), (2049,), (4096,), (64, 64), (4097,), (8192,))
+EACH_DIFFERENT = "each different"
+NORM_TYPES = (2.0, 2, math.inf, -math.inf, 0, 0.5, 1.0, 3.0, "inf", -1)
+BOUNDS = (0, 0.0, 1e-3, 1.0, math.inf, -1.0, math.nan)
+CLIP_VALUES = (0, -0.0, 1, 1e-3, 1e-45, 0.1, math.inf, -1.0, math.nan)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Gradients of one kind."""
+
+    count: int
+    shape: tuple[int, ...] | str
+    dtype: torch.dtype
+    layout: str = "own"
+    fill: str | float = "normal"
+    param_dtype: torch.dtype | None = None
+
+    def shapes(self):
+        if self.shape == EACH_DIFFERENT:
+            return [(index + 1,) for index in range(self.count)]
+        return [self.shape] * self.count
+
+
+@dataclass(frozen=True)
+class Case:
+    """A list of parameters.
+
+    Of its parameters, `without` more have no gradient, `shared` have the
+    gradient of another one and `twice` are listed again.
+    """
+
+    runs: tuple[Run, ...]
+    seed: int = 0
+    mixed: bool = False
+    without: int = 0
+    shared: int = 0
+    twice: int = 0
+
+
+def values(run, count, generator):
+    """As many values as there are, with the special one somewhere."""
+    if run.dtype.is_complex:
+        parts = replace(run, dtype=run.dtype.to_real())
+        pairs = values(parts, 2 * count, generator)
+        return torch.view_as_complex(pairs.view(-1, 2))
+    wide = torch.float64 if run.dtype == torch.float64 else torch.float32
+    made = torch.randn(count, dtype=wide, generator=generator)
+    limits = torch.finfo(run.dtype)
+    if run.fill == "wide":
+        exponents = torch.randint(-24, 12, (count,), generator=generator)
+        made *= torch.exp2(exponents)
+    elif run.fill == "small":
+        made *= 1e-3
+    elif run.fill == "subnormal":
+        made = made.clamp(-1, 1) * limits.tiny
+    elif run.fill == "huge":
+        made = made.clamp(-1, 1) * limits.max
+    elif run.fill == "zero":
+        made.zero_()
+    elif run.fill == "negative zero":
+        made.fill_(-0.0)
+    made = made.to(run.dtype)
+    special = SPECIAL if run.fill == "all special" else (run.fill,)
+    for value in special:
+        if count and isinstance(value, float):
+            made[int(torch.randint(count, (), generator=generator))] = value
+    return made
+
+
+def arrange(dense, layout):
+    """A gradient of the values of `dense`, in another place in memory."""
+    if layout == "flat":
+        return dense
+    own = dense.clone()
+    if layout == "transposed":
+        order = tuple(reversed(range(dense.dim())))
+        return own.permute(order).contiguous().permute(order)
+    if layout == "channels last" and dense.dim() > 1:
+        return own.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "strided":
+        pairs = dense.new_full((*dense.shape, 2), 7)
+        pairs.select(-1, 0).copy_(dense)
+        return pairs.select(-1, 0)
+    # With more than one element torch refuses to write to it.
+    if layout == "expanded" and dense.numel() == 1:
+        return own.view(()).expand(dense.shape)
+    # More elements would be shared out among threads.
+    if layout == "overlapping" and 0 < dense.numel() <= 4096:
+        return own.view(-1).as_strided(dense.shape, (1,) * dense.dim())
+    if layout == "parameter":
+        return torch.nn.Parameter(own)
+    return own.requires_grad_(layout == "requires grad")
+
+
+def parameter(grad, dtype=None):
+    """A parameter that has the gradient, whose dtype may be another one."""
+    if not hasattr(torch.Tensor, "grad_dtype"):
+        dtype = None
+    data = torch.zeros((), dtype=dtype or grad.dtype, device=grad.device)
+    made = torch.nn.Parameter(data.expand(grad.shape))
+    give(made, grad)
+    return made
+
+
+def give(param, grad):
+    param.grad = None
+    if grad is not None and hasattr(param, "grad_dtype"):
+        param.grad_dtype = grad.dtype
+    param.grad = grad
+
+
+def build(case, device="cpu"):
+    generator = torch.Generator().manual_seed(case.seed)
+    choose = random.Random(case.seed)
+    params = []
+    for run in case.runs:
+        sizes = [math.prod(shape) for shape in run.shapes()]
+        # The first element stays out, so that views begin where no allocator
+        # would let them.
+        flat = values(run, 1 + sum(sizes), generator).to(device)
+        parts = flat[1:].split(sizes)
+        params += [
+            parameter(arrange(part.view(shape), run.layout), run.param_dtype)
+            for part, shape in zip(parts, run.shapes(), strict=True)
+        ]
+    for _ in range(min(case.shared, len(params) - 1)):
+        at = choose.randrange(len(params) - 1)
+        first, second = params[at : at + 2]
+        if form(first.grad)[1:4] == form(second.grad)[1:4]:
+            give(second, first.grad)
+    if params:
+        params += choose.choices(params, k=case.twice)
+    if case.mixed:
+        choose.shuffle(params)
+    for _ in range(case.without):
+        empty = torch.nn.Parameter(torch.zeros(2, device=device))
+        params.insert(choose.randint(0, len(params)), empty)
+    return params
+
+
+@st.composite
+def runs(draw, dtypes, layouts):
+    size = draw(
+        st.sampled_from(["few"] * 9 + ["ladder"] * 3 + ["many", "big"])
+    )
+    if size == "few":
+        shape = draw(st.sampled_from(SHAPES))
+        count = draw(st.integers(1, 12))
+    elif size == "ladder":
+        shape, count = EACH_DIFFERENT, draw(st.integers(2, 40))
+    elif size == "many":
+        shape = draw(st.sampled_from(SHAPES))
+        count = draw(st.integers(100, 600))
+    elif draw(st.integers(0, 3)):
+        shape = draw(st.sampled_from(LARGE_SHAPES))
+        count = draw(st.integers(1, 20))
+    else:
+        shape, count = (70000,), draw(st.integers(1, 2))
+    dtype = draw(st.sampled_from(dtypes))
+    return Run(
+        count,
+        shape,
+        dtype,
+        # Half in the layout that real gradients have.
+        draw(st.just("own") | st.sampled_from(layouts)),
+        draw(st.sampled_from(FILLS[:5]) | st.sampled_from(FILLS)),
+        draw(st.none() | st.sampled_from(REAL)) if dtype in REAL else None,
+    )
+
+
+@st.composite
+def cases(draw, dtypes=REAL, layouts=LAYOUTS):
+    if draw(st.booleans()):
+        dtypes = (draw(st.sampled_from(dtypes)),)
+    few = st.just(0) | st.integers(0, 3)
+    return Case(
+        tuple(draw(st.lists(runs(dtypes, layouts), max_size=4))),
+        draw(st.integers(0, 2**16)),
+        draw(st.booleans()),
+        without=draw(few),
+        shared=draw(few),
+        twice=draw(few),
+    )
+
+
+def has_gradients(case):
+    return bool(case.runs)
+
+
+@st.composite
+def rounds(draw, dtypes=REAL, layouts=LAYOUTS):
+    """Cases one after another, some of as many gradients as the last one."""
+    some = cases(dtypes, layouts).filter(has_gradients)
+    made = [draw(some)]
+    for _ in range(draw(st.integers(1, 3))):
+        again = tuple(
+            replace(
+                run,
+                shape=draw(
+                    st.just(run.shape)
+                    | st.sampled_from((*SHAPES, EACH_DIFFERENT))
+                ),
+                layout=draw(st.just(run.layout) | st.sampled_from(layouts)),
+                fill=draw(st.sampled_from(FILLS)),
+            )
+            for run in made[-1].runs
+        )
+        made.append(draw(st.just(replace(made[-1], runs=again)) | some))
+    return made
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A `max_norm`; with `ulps`, that many from where clipping begins."""
+
+    factor: float = 1.0
+    ulps: int | None = None
+    relative: bool = True
+
+    def max_norm(self, params, norm_type):
+        """Of these parameters, whose gradients it scales."""
+        if not self.relative:
+            return self.factor
+        try:
+            total = torch.nn.utils.clip_grad_norm_(params, math.inf, norm_type)
+        except RuntimeError:  # There is none, which the test will meet.
+            return 1.0
+        if self.ulps is None:
+            return total.item() * self.factor
+        step = torch.finfo(total.dtype).eps * self.ulps
+        return (total + 1e-6).item() * (1 + step)
+
+
+bounds = (
+    st.builds(Bound, st.sampled_from([0.1, 0.5, 0.99, 1.0, 1.01, 2.0]))
+    | st.builds(Bound, ulps=st.integers(-3, 3))
+    | st.builds(Bound, st.sampled_from(BOUNDS), relative=st.just(False))
+)
+
+
+def storages(params):
+    """All that the gradients' storages hold, gaps included."""
+    found = {}
+    for param in params:
+        if (grad := param.grad) is not None:
+            storage = grad.untyped_storage()
+            found.setdefault((storage.data_ptr(), grad.dtype), grad)
+    return [
+        torch.empty(0, dtype=grad.dtype, device=grad.device).set_(
+            grad.untyped_storage()
+        )
+        for grad in found.values()
+    ]
+
+
+def form(grad):
+    return grad is not None and (
+        type(grad),
+        grad.dtype,
+        grad.device,
+        grad.shape,
+        grad.stride(),
+        grad.storage_offset(),
+        grad.requires_grad,
+    )
+
+
+def as_bytes(tensor):
+    """Signs of zeros show; NaNs are alike.
+
+    When fp16 becomes fp32, torch's scalar and vector code make NaNs of
+    different bits, so those depend on where in a vector a norm is.
+    """
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    dense = plain.clone(memory_format=torch.contiguous_format).view(-1)
+    real = torch.view_as_real(dense) if dense.is_complex() else dense
+    return torch.where(real.isnan(), math.nan, real).view(torch.uint8)
+
+
+def same_bits(first, second):
+    return form(first) == form(second) and torch.equal(
+        as_bytes(first), as_bytes(second)
+    )
+
+
+def assert_same_gradients(got, expected):
+    for index, (one, other) in enumerate(zip(got, expected, strict=True)):
+        assert form(one.grad) == form(other.grad), f"parameter {index}"
+    ours, theirs = gathered(got), gathered(expected)
+    assert ours.keys() == theirs.keys()
+    for key, one in ours.items():
+        if not torch.equal(one, theirs[key]):
+            raise AssertionError(first_difference(got, expected))
+
+
+def gathered(params):
+    """Their storages, those of one dtype and device in one."""
+    found = {}
+    for each in storages(params):
+        found.setdefault((each.dtype, each.device), []).append(each)
+    return {key: as_bytes(torch.cat(some)) for key, some in found.items()}
+
+
+def first_difference(got, expected):
+    for index, (one, other) in enumerate(zip(got, expected, strict=True)):
+        if one.grad is not None and not same_bits(one.grad, other.grad):
+            return (
+                f"parameter {index} of {len(got)}: {form(one.grad)}\n"
+                f"got      {one.grad.flatten()[:8].tolist()}\n"
+                f"expected {other.grad.flatten()[:8].tolist()}"
+            )
+    return "the bytes between the gradients' elements were written to"
+
+
+def attempt(function, *args, **kwargs):
+    """What it returns and what it raises."""
+    try:
+        return function(*args, **kwargs), None
+    except Exception as error:
+        return None, error
+
+
+def assert_clips_like(function, reference, make, *args, pack=list, **kwargs):
+    """Calls both on a list of their own; returns what ours did.
+
+    Args:
+        function: The function under test.
+        reference: torch's.
+        make: Makes the list of parameters.
+        *args: The further arguments.
+        pack: What makes the first argument of the list.
+        **kwargs: The keyword arguments.
+    """
+    ours, theirs = make(), make()
+    grads = [param.grad for param in ours]
+    expected, refusal = attempt(reference, pack(theirs), *args, **kwargs)
+    got, error = attempt(function, pack(ours), *args, **kwargs)
+    assert type(error) is type(refusal), (error, refusal)
+    if error is not None:
+        theirs = make()
+    elif expected is None:
+        assert got is None
+    else:
+        assert same_bits(got, expected), (got, expected)
+        assert got.grad_fn is None
+    assert_same_gradients(ours, theirs)
+    assert all(
+        param.grad is grad for param, grad in zip(ours, grads, strict=True)
+    )
+    return got, error
