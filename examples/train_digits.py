@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from robo_orchard_fasthooks import (
+    GradientClippingHook,
     GradientClippingHookConfig,
     HookContext,
     OptimizerHookConfig,
@@ -44,12 +45,16 @@ from robo_orchard_fasthooks import (
 class TrackingHook(PipelineHooks):
     """Tracks loss, accuracy and gradient norm, and shows a progress bar.
 
-    Register it before GradientClippingHook: callbacks run in the order of
-    registration, and the norm is to be that of the unclipped gradients.
+    Register it after the clipping hook: callbacks run in the order of
+    registration, and the norm it records is the one that was clipped by.
+
+    Args:
+        clipping (GradientClippingHook): Clips the gradients by their norm.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clipping: GradientClippingHook) -> None:
         super().__init__()
+        self._clipping = clipping
         # Kept as tensors: making a number of one waits for the device.
         self.losses: list[Tensor] = []
         self.grad_norms: list[Tensor] = []
@@ -73,8 +78,7 @@ class TrackingHook(PipelineHooks):
 
     def _record(self, args: PipelineHookArgs) -> None:
         if args.exception is None:
-            norms = [param.grad.norm() for param in args.model.parameters()]
-            self.grad_norms.append(torch.stack(norms).norm())
+            self.grad_norms.append(self._clipping.total_norm)
             self.losses.append(args.reduce_loss)
             self._hits.append(args.model_outputs["hits"])
             self._bar.update()
@@ -258,12 +262,12 @@ def main() -> None:
         lr_scheduler=lr_scheduler,
         model=model,
     )
-    tracker = TrackingHook()
     clipping = GradientClippingHookConfig(
         clip_mode="norm", max_norm=options.max_norm
-    )
+    )()
+    tracker = TrackingHook(clipping)
     hooks = PipelineHooks.from_hooks(
-        [tracker, clipping, OptimizerHookConfig()]
+        [clipping, tracker, OptimizerHookConfig()]
     )
     train(hooks, args)
     accuracy = evaluate(args, test_loader)

@@ -95,6 +95,9 @@ def test_config_fields():
         "clip_value": None,
         "max_norm": None,
         "norm_type": 2.0,
+        # Ours, behind upstream's.
+        "error_if_nonfinite": False,
+        "foreach": None,
     }
 
 

@@ -96,8 +96,8 @@ def test_progress_bar_reaches_the_last_step(runs):
 def test_hooks_are_listed_in_the_order_they_run(runs):
     _, on_step = runs["short"].out.split("\non_step\n")
     assert re.findall(r"^  \d (\w+)$", on_step, re.MULTILINE) == [
-        "TrackingHook",
         "GradientClippingHook",
+        "TrackingHook",
         "OptimizerHook",
     ]
 

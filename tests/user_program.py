@@ -4,15 +4,19 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from accelerate import Accelerator
 
 from robo_orchard_fasthooks import (
+    GradientClippingHook,
     GradientClippingHookConfig,
     HookContext,
     PipelineHookArgs,
     PipelineHookChanelType,
     PipelineHooks,
     PipelineHooksConfig,
+    clip_grad_norm_,
+    clip_grad_value_,
 )
 
 
@@ -57,3 +61,9 @@ def main(accelerator: Accelerator) -> None:
     assert config is None
     step(hooks, dataclasses.replace(copied, batch=3))
     step(PipelineHooks.from_hooks(Timed()), copied)
+
+
+def clip(model: torch.nn.Module, hook: GradientClippingHook) -> float:
+    clip_grad_value_(model.parameters(), 1.0)
+    norm = clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+    return norm.item() if hook.total_norm is None else hook.total_norm.item()

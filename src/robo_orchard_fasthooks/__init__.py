@@ -1,5 +1,6 @@
 """Compiled training-loop hooks, a drop-in for RoboOrchardLab's."""
 
+from .clip import clip_grad_norm_, clip_grad_value_
 from .grad_clip import GradientClippingHook, GradientClippingHookConfig
 from .mixin import (
     ClassType,
@@ -30,4 +31,6 @@ __all__ = [
     "PipelineHooks",
     "PipelineHooksConfig",
     "RemoveableHandle",
+    "clip_grad_norm_",
+    "clip_grad_value_",
 ]

@@ -1,0 +1,88 @@
+"""Times clipping of gradients that fully_shard has sharded, on two ranks.
+
+    torchrun --standalone --nproc-per-node 2 benchmarks/clipping_fsdp2.py
+
+GradientClippingHook against RoboOrchardLab 0.4.0's, on the same gradients: 400
+parameters of 64 elements over gloo, one thread a rank. Timed is the thread of
+rank 0, which does not count its waiting for the other one. Prints the best of
+three ratios of medians, and exits with 1 if that is short of what is asked.
+"""
+
+from __future__ import annotations
+
+import sys
+from statistics import median
+from time import thread_time_ns
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from clipping import LIBRARIES, hook_of_config
+
+ASKED = 2
+ROUNDS = 25
+
+
+class Model(torch.nn.Module):
+    """Parameters of equal size."""
+
+    def __init__(self, count: int, size: int):
+        super().__init__()
+        self.weights = torch.nn.ParameterList(
+            torch.nn.Parameter(torch.randn(size)) for _ in range(count)
+        )
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """A sum that gives each of them a gradient."""
+        return sum((inputs * weight).sum() for weight in self.weights)
+
+
+def main() -> int:
+    """Prints the table on rank 0; returns the exit status."""
+    dist.init_process_group("gloo")
+    if dist.get_world_size() != 2:
+        sys.exit("run this with torchrun --nproc-per-node 2")
+    torch.set_num_threads(1)
+    model = Model(400, 64)
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    model(torch.randn(64)).backward()
+    params = list(model.parameters())
+    grads = [param.grad.to_local() for param in params]
+    saved = [grad.clone() for grad in grads]
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    accelerator = Accelerator(cpu=True)
+    short = False
+    for side, limit in (("below", 1e12), ("above", 1e-3)):
+        clips = [
+            hook_of_config(library, accelerator, optimizer, max_norm=limit)
+            for library in LIBRARIES
+        ]
+        runs = []
+        for _ in range(3):
+            times: list[list[int]] = [[], []]
+            for _ in range(ROUNDS):
+                for clip, samples in zip(clips, times, strict=True):
+                    torch._foreach_copy_(grads, saved)
+                    dist.barrier()
+                    start = thread_time_ns()
+                    clip()
+                    samples.append(thread_time_ns() - start)
+            runs.append([median(samples) / 1e3 for samples in times])
+        theirs, mine = max(runs, key=lambda run: run[0] / run[1])
+        short |= theirs / mine < ASKED
+        if dist.get_rank() == 0:
+            print(
+                f"400 x 64 elements, FSDP2, {side}: upstream {theirs:.0f} us, "
+                f"ours {mine:.0f} us, ratio {theirs / mine:.1f} "
+                f"(asked: {ASKED})"
+            )
+    dist.barrier()
+    dist.destroy_process_group()
+    return int(short)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
