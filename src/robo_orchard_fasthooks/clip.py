@@ -164,11 +164,12 @@ def clip_by_norm(
     coefficient = torch.clamp(max_norm / (total_norm + 1e-6), max=1.0)
     # Multiplying by 1 reads and writes every gradient for nothing, but for
     # signs of complex zeros; on CUDA, to look at it is to wait for the device.
-    if (
-        not coefficient.is_cpu
-        or not coefficient.item() >= 1
-        or stored.has_complex
-    ):
+    nothing = (
+        coefficient.is_cpu
+        and coefficient.item() >= 1
+        and not stored.has_complex
+    )
+    if grads and not nothing:
         _check_memory(params, grads, name)
         stored.scale_(grads, coefficient)
     return total_norm

@@ -53,6 +53,7 @@ class Dense:
 
     def __init__(self) -> None:
         self._plan: _Plan | None = None
+        self._one_dtype = False
         self._count = 0
         self._large: set[int] = set()
 
@@ -113,7 +114,9 @@ class Dense:
         ):
             return None
         self._plan = _Plan(grads)
-        self.has_complex = any(grad.is_complex() for grad in grads)
+        dtypes = {grad.dtype for grad in grads}
+        self._one_dtype = len(dtypes) == 1
+        self.has_complex = any(dtype.is_complex for dtype in dtypes)
         return self._plan(grads, norm_type)
 
     def elementwise(self, params: list[Tensor], grads: list[Tensor]) -> bool:
@@ -128,7 +131,8 @@ class Dense:
 
     def scale_(self, grads: list[Tensor], coefficient: Tensor) -> None:
         """Multiplies gradients by a 0-dim coefficient, in place."""
-        for group in foreach_groups(grads):
+        groups = [grads] if self._one_dtype else foreach_groups(grads)
+        for group in groups:
             torch._foreach_mul_(group, coefficient.to(group[0].device))
 
     def clamp_(self, grads: list[Tensor], clip_value: float) -> None:
@@ -265,8 +269,8 @@ def _vector(norms: _Tensors) -> Tensor:
         numbers = array("d", map(Tensor.item, norms))
         return torch.frombuffer(numbers, dtype=torch.float64).to(first.dtype)
     start, size = first.data_ptr(), first.element_size()
-    stop = start + len(norms) * size
-    if [norm.data_ptr() for norm in norms] == [*range(start, stop, size)]:
+    places = range(start, start + len(norms) * size, size)
+    if [*map(Tensor.data_ptr, norms)] == [*places]:
         return first.as_strided((len(norms),), (1,))
     return torch.stack(norms)
 
