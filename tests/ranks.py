@@ -196,6 +196,8 @@ def my_half():
 
 def backward(model, part=None):
     inputs, targets = part or my_half()
+    dtype = next(model.parameters()).dtype
+    inputs, targets = inputs.to(dtype), targets.to(dtype)
     nn.functional.mse_loss(model(inputs), targets).backward()
     return model
 
@@ -576,6 +578,56 @@ def fsdp2_changing(norm_type):
         check_clipped(hook.total_norm, clipped, before, expected)
 
 
+@case("fsdp2", norm_type=[1.5, 2, 3], missing=[1, 5, 37], seed=[0, 1, 2])
+def fsdp2_missing_everywhere(norm_type, missing, seed):
+    """The last bits are those of torch, which does not see them."""
+    mesh = mesh_of(2)
+    params, oracle = (
+        params_of(
+            distribute_tensor(randn((6,), seed=97 * seed + at), mesh, [SHARD])
+            for at in range(100)
+        )
+        for _ in range(2)
+    )
+    for param in params[::3][:missing]:
+        param.grad = None
+    for param in oracle[::3][:missing]:
+        param.grad = None
+    expected = nn.utils.clip_grad_norm_(oracle, CLIPS, norm_type)
+    check_total(clip_grad_norm_(params, CLIPS, norm_type), expected)
+    check_same("gradient", grads(params), grads(oracle))
+
+
+@case("fsdp2", late=[False, True])
+def fsdp2_without_gradients(late):
+    """Beside a plain parameter that has one, or that has none either."""
+    params, _ = with_grads()
+    plain = nn.Parameter(torch.zeros(2))
+    if late:
+        plain.grad = torch.tensor([3.0, 4.0])
+    for param in params:
+        param.grad = None
+    total = clip_grad_norm_([*params, plain], 1.0)
+    check(type(total) is torch.Tensor, "total:", type(total))
+    check_close("total", total, 5.0 if late else 0.0)
+
+
+@case("fsdp2", by_hook=[False, True])
+def fsdp2_model_to(by_hook):
+    """torch swaps such parameters, which it refuses if they are watched."""
+    model = sharded_model()
+    params = list(model.parameters())
+    give(params, [randn(param.shape) for param in params])
+    if by_hook:
+        run_hook(norm_hook(), params)
+    else:
+        clip_grad_norm_(params, CLIPS)
+    for param in params:
+        param.grad = None
+    model.to(torch.bfloat16)
+    check(all(p.dtype == torch.bfloat16 for p in model.parameters()), "dtype")
+
+
 # Mixed: placements and meshes of every kind, beside plain parameters.
 
 
@@ -718,6 +770,49 @@ def sharded_beside_replicated(layout, norm_type):
     check_same("gradient", grads(params), grads(oracle))
 
 
+@case("mixed", norm_type=[2, INF, 3])
+def changing_placements(norm_type):
+    """Of the same parameters, from step to step."""
+    mesh = mesh_of(2)
+    params, oracle = (three_sharded(mesh, [SHARD]) for _ in range(2))
+    optimizer, hook = torch.optim.SGD(params), norm_hook(norm_type=norm_type)
+    for step, (placement, dtype) in enumerate(
+        [
+            (SHARD, torch.float32),
+            (WHOLE, torch.float32),
+            (OTHER_SHARD, torch.float32),
+            (OTHER_SHARD, torch.bfloat16),
+            (SHARD, torch.float32),
+        ]
+    ):
+        for param in (*params, *oracle):
+            grad = randn(param.shape, dtype, seed=step)
+            param.grad, param.grad_dtype = None, None
+            param.grad = distribute_tensor(grad, mesh, [placement])
+        expected = nn.utils.clip_grad_norm_(oracle, CLIPS, norm_type)
+        run_hook(hook, optimizer)
+        check_total(hook.total_norm, expected)
+        check_same("gradient", grads(params), grads(oracle))
+
+
+@case("mixed", norm_type=[2, INF])
+def gradients_on_their_way(norm_type):
+    """Whose last collective has not been waited for."""
+    mesh = mesh_of(2)
+    params, oracle = (three_sharded(mesh, [SHARD]) for _ in range(2))
+    for param in (*params, *oracle):
+        param.grad = param.grad.redistribute(mesh, [WHOLE], async_op=True)
+        local_type = type(local(param.grad)).__name__
+        check(local_type == "AsyncCollectiveTensor", local_type)
+    expected = nn.utils.clip_grad_norm_(oracle, CLIPS, norm_type)
+    check_total(clip_grad_norm_(params, CLIPS, norm_type), expected)
+    check_same(
+        "gradient",
+        [full(grad) for grad in grads(params)],
+        [full(grad) for grad in grads(oracle)],
+    )
+
+
 @case("mixed", norm_type=[2, INF], beside=[[SHARD], [WHOLE]])
 def partial_gradient(norm_type, beside):
     """Not summed yet, so a rank's part says nothing about the norm."""
@@ -787,8 +882,8 @@ def nested_model():
     )
 
 
-def fsdp1_model(flat, strategies=(FULL, FULL)):
-    model = nested_model()
+def fsdp1_model(flat, strategies=(FULL, FULL), dtype=torch.float32):
+    model = nested_model().to(dtype)
     outer, inner = (
         {
             "device_id": torch.device("cpu"),
@@ -835,6 +930,27 @@ def fsdp1_norm(flat, strategies, norm_type, max_norm):
         "total as one process",
         hook.total_norm,
         true_norm(whole_grads().values(), norm_type),
+    )
+
+
+@case("fsdp1", flat=[False, True], norm_type=[2, INF], default=[None, "half"])
+def fsdp1_half(flat, norm_type, default):
+    """Norms in fp32, coefficients in the gradients' dtype, as FSDP has it."""
+    model, oracle = (
+        backward(fsdp1_model(flat, dtype=torch.bfloat16)) for _ in range(2)
+    )
+    expected = oracle.clip_grad_norm_(0.1, norm_type)
+    hook = norm_hook(0.1, norm_type=norm_type, foreach=False)
+    if default:
+        torch.set_default_dtype(torch.half)
+    try:
+        run_hook(hook, model.parameters(), model=model)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    check_total(hook.total_norm.to(torch.bfloat16), expected)
+    check(hook.total_norm.dtype == torch.float32, hook.total_norm.dtype)
+    check_same(
+        "gradient", grads(model.parameters()), grads(oracle.parameters())
     )
 
 
@@ -938,15 +1054,24 @@ def fsdp1_two_optimizers(strategies):
         check_subset(model, params, names, accelerator=accelerator)
 
 
-@case("fsdp1", norm_type=[2, INF])
-def fsdp1_changing(norm_type):
-    """One optimizer is given other parameters."""
-    model = backward(fsdp1_model(False))
+@case("fsdp1", strategies=STRATEGIES, norm_type=[2, INF])
+def fsdp1_changing(strategies, norm_type):
+    """One optimizer is given other parameters, as many or the same twice."""
+    model = backward(fsdp1_model(False, strategies))
     optimizer, whole = torch.optim.SGD(model.parameters()), whole_grads()
     hook = norm_hook(CLIPS_NOT, norm_type=norm_type)
-    for names in (WEIGHTS, BIASES, BIASES + WEIGHTS, WEIGHTS[::-1]):
+    for names in (
+        WEIGHTS,
+        BIASES,
+        BIASES + WEIGHTS,
+        WEIGHTS[::-1],
+        WEIGHTS[1:] + WEIGHTS[:1],
+        WEIGHTS[:2],
+        WEIGHTS[1:2],
+    ):
         params = [named(model)[name] for name in names]
-        optimizer.param_groups[0]["params"] = params
+        repeated = (params * 3)[:3] if len(params) < 3 else params
+        optimizer.param_groups[0]["params"] = repeated
         run_hook(hook, optimizer, model=model)
         expected = true_norm([whole[name] for name in names], norm_type)
         check_close("total", hook.total_norm, expected)

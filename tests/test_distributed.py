@@ -1,5 +1,6 @@
 """Clipping on several ranks, with a loss scaler, and by others than us."""
 
+import functools
 import math
 import os
 import re
@@ -150,6 +151,29 @@ class TestScaler:
         with pytest.raises(RuntimeError, match="already been called"):
             run(theirs, hook, self.accelerator, second)
 
+    def test_a_wrapper_of_several(self, ours):
+        """Those of accelerate's optimizers whose parameters it has."""
+        optimizers = self.optimizers()
+        other = self.optimizers()[0]
+        self.accelerator._optimizers = [*optimizers, other]
+        for optimizer in optimizers:  # Two groups are unscaled once.
+            param = torch.nn.Parameter(torch.zeros(1))
+            getattr(optimizer, "optimizer", optimizer).add_param_group(
+                {"params": [param]}
+            )
+        wrapper = SimpleNamespace(
+            param_groups=sum((each.param_groups for each in optimizers), [])
+        )
+        hook = ours.GradientClippingHookConfig(**self.settings)()
+        run(ours, hook, self.accelerator, wrapper)
+        params = [param_of(optimizer) for optimizer in optimizers]
+        found = [param.grad for param in params]
+        for param, grad in zip(params, GRADIENTS, strict=True):
+            param.grad = grad.clone()
+        self.clip(params)
+        assert all(map(torch.equal, found, [p.grad for p in params]))
+        assert torch.equal(param_of(other).grad, 8 * GRADIENTS[0])
+
     @pytest.mark.parametrize("poison", [math.inf, math.nan])
     def test_a_step_that_overflows_is_skipped(self, ours, poison):
         gradients = torch.tensor([1.0, poison]), GRADIENTS[1]
@@ -252,6 +276,59 @@ class TestDelegated:
         accelerator.deepspeed_engine_wrapped = None
         _, hook = clip(accelerator, clip_mode="norm", max_norm=2)
         assert hook.total_norm is None
+
+    def test_deepspeed_that_keeps_the_gradients(self, ours):
+        accelerator = stand_in(DistributedType.DEEPSPEED)
+        accelerator.deepspeed_engine_wrapped = SimpleNamespace(
+            get_global_grad_norm=lambda: 7.0
+        )
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))])
+        hook = ours.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
+        run(ours, hook, accelerator, optimizer)
+        assert torch.equal(hook.total_norm, torch.tensor(7.0))
+
+    @pytest.mark.parametrize("method", ["clip_grad_norm_", "clip_grad_value_"])
+    def test_accelerate_patched(self, ours, method, monkeypatch):
+        """By what looks like the original."""
+        found = []
+
+        @functools.wraps(getattr(Accelerator, method))
+        def patch(self, *args):
+            found.append(args)
+
+        monkeypatch.setattr(Accelerator, method, patch)
+        hook = ours.GradientClippingHookConfig(
+            clip_mode=method[10:-1], max_norm=1, clip_value=1
+        )()
+        optimizer = torch.optim.SGD(two_params())
+        run(ours, hook, Accelerator(cpu=True), optimizer)
+        assert len(found) == 1
+
+    def test_own_unscaling(self, ours):
+        """It is called as accelerate calls it."""
+        calls = []
+
+        class Own(Accelerator):
+            def unscale_gradients(self):
+                calls.append(self)
+
+        accelerator = Own(cpu=True)
+        hook = ours.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
+        run(ours, hook, accelerator, torch.optim.SGD(two_params()))
+        assert calls == [accelerator]
+
+    @pytest.mark.parametrize("mode", CLIPPING)
+    def test_nothing_but_what_is_used(self, ours, mode):
+        settings, by_torch = CLIPPING[mode]
+        params = two_params()
+        accelerator = SimpleNamespace(
+            sync_gradients=True,
+            clip_grad_norm_=lambda params, *_: by_torch(params),
+            clip_grad_value_=lambda params, *_: by_torch(params),
+        )
+        hook = ours.GradientClippingHookConfig(**settings)()
+        run(ours, hook, accelerator, torch.optim.SGD(params))
+        assert not torch.equal(params[0].grad, torch.tensor([3.0, 4.0]))
 
     @pytest.mark.parametrize("kind", ["XLA", "MEGATRON_LM"])
     def test_value_by_kind(self, clip, calls, kind):

@@ -345,6 +345,64 @@ def test_a_dead_optimizer_is_freed(ours, clip, mode):
     assert hook.clip_mode == mode["clip_mode"]
 
 
+def test_a_parameter_that_comes_to_be_held_twice(ours, clip):  # F10
+    params = [parameter([3.0, 4.0]), parameter([1.0, 0.0])]
+    optimizer = torch.optim.SGD(params, lr=1)
+    clip(ours, optimizer, clip_mode="norm", max_norm=100.0)
+    optimizer.param_groups[0]["params"] = [params[0]] * 2
+    clip(ours, optimizer, **NORM)
+    torch.testing.assert_close(params[0].grad, torch.tensor([0.6, 0.8]))
+
+
+@pytest.mark.parametrize("mode", [NORM, VALUE])
+def test_parameters_can_still_be_swapped(ours, clip, mode):
+    """torch does so in `model.to`, unless a tensor is referred to weakly."""
+    param = parameter([3.0, 4.0])
+    clip(ours, [param], **mode)
+    param.grad = None
+    torch.utils.swap_tensors(param, torch.nn.Parameter(torch.ones(5)))
+    assert param.shape == (5,)
+
+
+class Doubled(torch.Tensor):
+    """Norms are twice what they are."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs)
+        return result * 2 if "norm" in function.__name__ else result
+
+
+def test_gradients_that_become_a_subclass(ours, theirs, clip):
+    results = []
+    for lib in (ours, theirs):
+        params = [parameter([3.0, 4.0]) for _ in range(2)]
+        optimizer = torch.optim.SGD(params, lr=1)
+        clip(lib, optimizer, **NORM)
+        for param in params:
+            grad = torch.tensor([3.0, 4.0])
+            param.grad = grad.as_subclass(Doubled)
+        clip(lib, optimizer, **NORM)
+        results.append([p.grad.as_subclass(torch.Tensor) for p in params])
+    assert same(*results)
+
+
+@pytest.mark.parametrize("name", ["clip_grad_norm_", "clip_grad_value_"])
+def test_compiled_whole(ours, name):
+    results = []
+    for module in (ours, torch.nn.utils):
+        function = getattr(module, name)
+        params = [parameter([3.0, 4.0]) for _ in range(5)]
+
+        @torch.compile(backend="eager", fullgraph=True)
+        def clip(params, function=function):
+            function(params, 1.0)
+
+        clip(params)
+        results.append([param.grad for param in params])
+    assert same(*results) and results[0][0][1] < 4
+
+
 def test_an_optimizer_may_be_anything_with_groups(lib, clip):
     param = parameter([3.0, 4.0])
     clip(lib, SimpleNamespace(param_groups=[{"params": [param]}]), **NORM)
@@ -415,6 +473,12 @@ class TestErrors:
             named=True,
             **VALUE,
         )
+
+    def test_sparse_without_a_name(self, ours, clip, sparse):
+        optimizer = torch.optim.SGD([("first", parameter([3.0]))], lr=1)
+        optimizer.param_groups[0]["params"].append(sparse)
+        with pytest.raises(NotImplementedError, match="group 0 is sparse"):
+            clip(ours, optimizer, **NORM)
 
     def test_a_gradient_that_becomes_sparse(self, ours, clip, sparse):
         params = [parameter([3.0, 4.0, 0.0]) for _ in range(9)]

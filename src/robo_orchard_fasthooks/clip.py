@@ -58,6 +58,10 @@ def clip_grad_norm_(
         NotImplementedError: A gradient is sparse.
         RuntimeError: The norm is not finite, and that is an error.
     """
+    if torch.compiler.is_compiling():  # What is kept cannot be traced.
+        return torch.nn.utils.clip_grad_norm_(
+            parameters, max_norm, norm_type, error_if_nonfinite, foreach
+        )
     params = _listed(parameters)
     if not params and isinstance(parameters, GeneratorType):
         warnings.warn(
@@ -65,7 +69,7 @@ def clip_grad_norm_(
             "occur.",
             stacklevel=2,
         )
-    stored = gradients_of(params)
+    stored = _stored(params)
     total_norm = clip_by_norm(
         stored, params, max_norm, norm_type, error_if_nonfinite, foreach
     )
@@ -91,8 +95,11 @@ def clip_grad_value_(
     Raises:
         NotImplementedError: A gradient is sparse or complex.
     """
+    if torch.compiler.is_compiling():
+        torch.nn.utils.clip_grad_value_(parameters, clip_value, foreach)
+        return
     params = _listed(parameters)
-    clip_by_value(gradients_of(params), params, clip_value, foreach)
+    clip_by_value(_stored(params), params, clip_value, foreach)
 
 
 def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -111,15 +118,22 @@ def gradients_of(params: list[Tensor]) -> Dense:
     if module is None or not any(
         issubclass(kind, module.DTensor) for kind in set(map(type, params))
     ):
-        return _dense(len(params), get_ident())
+        return Dense()
     from robo_orchard_fasthooks.sharded import Sharded
 
     return Sharded()
 
 
+def _stored(params: list[Tensor]) -> Dense:
+    stored = gradients_of(params)
+    if type(stored) is Dense:
+        return _kept(len(params), get_ident())
+    return stored
+
+
 @lru_cache(maxsize=16)
-def _dense(count: int, thread: int) -> Dense:
-    """What is kept of plain gradients, between calls that are likely alike."""
+def _kept(count: int, thread: int) -> Dense:
+    """What is kept between calls, of parameters that are likely alike."""
     return Dense()
 
 

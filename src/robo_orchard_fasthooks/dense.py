@@ -98,17 +98,18 @@ class Dense:
                 norms, of their promoted dtype; None if the gradients are not
                 plain and dense and on one CPU or CUDA device.
         """
+        if set(map(type, grads)) != {Tensor}:
+            return None
         if self._plan is not None:
             # Gradients of other shapes do not stack, sparse ones do not norm.
             with suppress(RuntimeError):
                 norms = self._plan(grads, norm_type)
                 if norms is not None:
                     return norms
-        kinds = {(type(grad), grad.device, grad.layout) for grad in grads}
-        kind, device, layout = kinds.pop()
+        kinds = {(grad.device, grad.layout) for grad in grads}
+        device, layout = kinds.pop()
         if (
             kinds
-            or kind is not Tensor
             or device.type not in ("cpu", "cuda")
             or layout != torch.strided
         ):
@@ -195,7 +196,7 @@ class _Plan:
         for take in self._rests:
             parts.append(_vector(torch._foreach_norm(take(grads), norm_type)))
         norms = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if type(norms) is not Tensor or norms.device != self._device:
+        if norms.device != self._device:
             return None
         return norms if self._order is None else norms[self._order]
 

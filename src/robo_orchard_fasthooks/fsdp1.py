@@ -130,7 +130,8 @@ def _norm(
         if (grad := params[index].grad) is not None and grad.numel()
     ]
     if not grads:
-        return torch.tensor(identity_of(norm_type), device=device)
+        nothing = identity_of(norm_type)
+        return torch.tensor(nothing, dtype=torch.float32, device=device)
     norms = [
         norm
         for group in foreach_groups(grads)

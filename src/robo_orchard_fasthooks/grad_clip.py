@@ -6,7 +6,8 @@ from math import isnan
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import DistributedType
+from accelerate import accelerator as accelerate_module
 
 from robo_orchard_fasthooks.clip import clip_by_norm, clip_by_value
 from robo_orchard_fasthooks.mixin import (
@@ -27,10 +28,6 @@ _OURS = {
     DistributedType.MULTI_CPU,
     DistributedType.MULTI_GPU,
     DistributedType.FSDP,
-}
-_CLIP_METHODS = {
-    name: getattr(Accelerator, name)
-    for name in ("clip_grad_norm_", "clip_grad_value_")
 }
 
 
@@ -146,9 +143,7 @@ class GradientClippingHook(PipelineHooks):
         # A rank without gradients takes part in what the others reduce.
         if not stored.collective and all(p.grad is None for p in params):
             return
-        # accelerate's clip methods unscale those of all optimizers, which a
-        # second optimizer's clipping then finds unscaled already.
-        accelerator.unscale_gradients(optimizer)
+        _unscale(accelerator, optimizer, params)
         if self.clip_mode == "value":
             clip_by_value(stored, params, limit, self.foreach, name)
             return
@@ -177,15 +172,14 @@ class GradientClippingHook(PipelineHooks):
                 accelerator.clip_grad_value_(list(params), limit)
             return
         # DeepSpeed keeps gradients to itself, but tells their norm.
-        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        if not params and not deepspeed:
+        kind = getattr(accelerator, "distributed_type", None)
+        if not params and kind != DistributedType.DEEPSPEED:
             return
         if self.error_if_nonfinite:
             raise ValueError(
                 "GradientClippingHook: error_if_nonfinite cannot be had where "
                 "the accelerator clips by its own clip_grad_norm_ "
-                f"({type(accelerator).__name__}, "
-                f"{accelerator.distributed_type}); leave it False"
+                f"({type(accelerator).__name__}, {kind}); leave it False"
             )
         total_norm = accelerator.clip_grad_norm_(
             list(params), limit, self.norm_type
@@ -196,12 +190,42 @@ class GradientClippingHook(PipelineHooks):
 
 def _clips_by_itself(accelerator: Any, clip_mode: str) -> bool:
     """Whether clipping is not accelerate's own, for plain or FSDP training."""
-    name = f"clip_grad_{clip_mode}_"
-    method = getattr(accelerator, name, None)
     return (
-        getattr(method, "__func__", None) is not _CLIP_METHODS[name]
+        not _is_accelerate_s(accelerator, f"clip_grad_{clip_mode}_")
         or accelerator.distributed_type not in _OURS
     )
+
+
+def _is_accelerate_s(accelerator: Any, name: str) -> bool:
+    """Whether a method is neither overridden nor patched."""
+    function = getattr(getattr(accelerator, name, None), "__func__", None)
+    return getattr(function, "__globals__", None) is vars(accelerate_module)
+
+
+def _unscale(
+    accelerator: Any, optimizer: Any, params: list[torch.Tensor]
+) -> None:
+    """Unscales the gradients of one optimizer.
+
+    accelerate's clip methods unscale those of all optimizers, which clipping
+    for a second one then finds unscaled already.
+    """
+    if not _is_accelerate_s(accelerator, "unscale_gradients"):
+        accelerator.unscale_gradients()
+    elif isinstance(optimizer, torch.optim.Optimizer):
+        accelerator.unscale_gradients(optimizer)
+    else:  # A wrapper of others, of which the scaler is to know.
+        ids = set(map(id, params))
+        accelerator.unscale_gradients(
+            [
+                each
+                for each in accelerator._optimizers
+                if any(
+                    not ids.isdisjoint(map(id, group["params"]))
+                    for group in each.param_groups
+                )
+            ]
+        )
 
 
 class GradientClippingHookConfig(PipelineHooksConfig[GradientClippingHook]):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.nn import Module
@@ -24,21 +24,15 @@ _requires_grad = attrgetter("requires_grad")
 class _Known:
     """How the gradients of a list of parameters are stored.
 
-    It holds the parameters weakly: they may refer to their optimizer, by a
-    hook for example, and would keep it alive.
+    It holds no parameter: one that refers to its optimizer would keep it
+    alive, and torch.utils.swap_tensors (`model.to` of DTensors) refuses
+    tensors that are referred to weakly.
     """
 
-    def __init__(self, params: list[Tensor], stored: Dense):
-        self._refs = [ref(param) for param in params]
+    def __init__(self, ids: list[int], stored: Dense):
+        self.ids = ids
+        self.repeats = len(set(ids)) < len(ids)
         self.stored = stored
-        self.repeats = len(set(map(id, params))) < len(params)
-
-    def fits(self, params: list[Tensor]) -> bool:
-        """Whether these are the parameters it was made from."""
-        # By identity: tensors compare by element.
-        return len(params) == len(self._refs) and all(
-            map(is_, params, [known() for known in self._refs])
-        )
 
 
 _KNOWN: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
@@ -67,8 +61,9 @@ def trainable(optimizer: Any, models: _Models) -> tuple[list[Tensor], Dense]:
     known = None
     with suppress(TypeError):  # Of an optimizer without weak references.
         known = _KNOWN.get(optimizer)
-    if known is None or not known.fits(params):
-        known = _Known(params, _stored(_once(params), optimizer, models))
+    ids = list(map(id, params))
+    if known is None or known.ids != ids:
+        known = _Known(ids, _stored(_once(params), optimizer, models))
         with suppress(TypeError):
             _KNOWN[optimizer] = known
     return _once(params) if known.repeats else params, known.stored
@@ -96,17 +91,14 @@ def _stored(params: list[Tensor], optimizer: Any, models: _Models) -> Dense:
 
 def name_of(param: Tensor, optimizer: Any, models: Iterable[Module]) -> str:
     """Where a parameter is in its optimizer, with its name if it has one."""
-    place, name = next(
-        (
-            f"parameter {index} of group {number}",
-            group["param_names"][index] if "param_names" in group else None,
-        )
+    group, number, index = next(
+        (group, number, index)
         for number, group in enumerate(optimizer.param_groups)
         for index, member in enumerate(group["params"])
         if member is param
     )
+    names = list(group.get("param_names", ()))[index : index + 1]
     for model in models:
-        for known_as, member in model.named_parameters():
-            if name is None and member is param:
-                name = known_as
-    return place if name is None else f"{place} ({name!r})"
+        names += [n for n, p in model.named_parameters() if p is param]
+    place = f"parameter {index} of group {number}"
+    return f"{place} ({names[0]!r})" if names else place

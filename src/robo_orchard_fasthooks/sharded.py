@@ -86,10 +86,16 @@ class Sharded(Dense):
     def as_torch_returns(
         self, total_norm: Tensor, params: list[Tensor]
     ) -> Tensor:
-        meshes = {mesh for mesh, *_ in self._specs}
-        if isinstance(total_norm, DTensor) or len(meshes) > 1:
+        meshes = {
+            mesh
+            for (mesh, *_), param in zip(self._specs, params, strict=True)
+            if param.grad is not None
+        }
+        if isinstance(total_norm, DTensor) or len(meshes) != 1:
             return total_norm
         (mesh,) = meshes
+        if mesh is None:
+            return total_norm
         return DTensor.from_local(
             total_norm, mesh, [Replicate()] * mesh.ndim, run_check=False
         )
