@@ -578,13 +578,18 @@ def fsdp2_changing(norm_type):
         check_clipped(hook.total_norm, clipped, before, expected)
 
 
-@case("fsdp2", norm_type=[1.5, 2, 3], missing=[1, 5, 37], seed=[0, 1, 2])
+@case("fsdp2", norm_type=[1, 2], missing=[1, 5, 33], seed=[0, 1, 2])
 def fsdp2_missing_everywhere(norm_type, missing, seed):
-    """The last bits are those of torch, which does not see them."""
+    """The last bits are those of torch, which does not see them.
+
+    In fp64, as sums of fp32 are taken in it.
+    """
     mesh = mesh_of(2)
     params, oracle = (
         params_of(
-            distribute_tensor(randn((6,), seed=97 * seed + at), mesh, [SHARD])
+            distribute_tensor(
+                randn((6,), torch.float64, 97 * seed + at), mesh, [SHARD]
+            )
             for at in range(100)
         )
         for _ in range(2)

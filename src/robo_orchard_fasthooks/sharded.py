@@ -198,10 +198,10 @@ class _Mesh:
         )
         assert norms is not None  # Of plain tensors, all on one device.
         here = [shards[index] is not None for index in self._order]
-        # How many ranks have each, where it matters: the last bits depend on
-        # its place in the vector, and torch's has none that no rank has.
-        missing = not all(here)
-        present = norms.new_tensor(here) if missing else torch.ones_like(norms)
+        # How many ranks have each of them.
+        present = (
+            torch.ones_like(norms) if all(here) else norms.new_tensor(here)
+        )
         for _, size, whole in self._reductions:
             if whole is not None and not isinf(norm_type):
                 # Each rank brings its part of those that all have, as torch's
@@ -209,8 +209,10 @@ class _Mesh:
                 parts = size if norm_type == 0 else size ** (1 / norm_type)
                 norms = torch.where(whole, norms / parts, norms)
         for group, _, _ in self._reductions:
-            norms, present = _reduce(norms, present, norm_type, group, missing)
-        if missing:
+            norms, present = _reduce(norms, present, norm_type, group)
+        if not all(here):
+            # Without those that no rank has: torch does not sum them, and
+            # zeros can change the last bits. On CUDA, this waits.
             norms = norms[present > 0]
         if len(norms):
             norm: Tensor = torch.linalg.vector_norm(norms, norm_type)
@@ -230,7 +232,6 @@ def _reduce(
     present: Tensor,
     norm_type: float,
     group: dist.ProcessGroup,
-    missing: bool,
 ) -> tuple[Tensor, Tensor]:
     """Reduces norms of parts of vectors to norms of the vectors.
 
@@ -242,7 +243,6 @@ def _reduce(
         present (Tensor): How many ranks have each part; alike.
         norm_type (float): The p of the p-norm.
         group (ProcessGroup): The ranks.
-        missing (bool): Whether this rank misses any part.
 
     Returns:
         tuple[Tensor, Tensor]: Both of them, reduced over the ranks.
@@ -253,26 +253,11 @@ def _reduce(
         both = torch.stack([norms, sign * present])
         norms, present = reduce_max(both, norm_type, group).unbind()
         return norms, sign * present
-    if norm_type:
-        norms = _power(norms, norm_type, present > 0 if missing else None)
-    sent = torch.stack([norms, present])
+    powers = norms**norm_type if norm_type else norms
+    sent = torch.stack([powers, present])
     dist.all_reduce(sent, group=group)
-    norms, present = sent.unbind()
-    if norm_type:
-        norms = _power(norms, 1 / norm_type, present > 0 if missing else None)
-    return norms, present
-
-
-def _power(norms: Tensor, exponent: float, mask: Tensor | None) -> Tensor:
-    """`norms ** exponent`, of the masked ones as if there were no others.
-
-    On CPU the vectorized power differs from the scalar one, which the last
-    few elements of a vector take, in the last bits.
-    """
-    powers = norms**exponent
-    if mask is not None:
-        powers[mask] = norms[mask] ** exponent
-    return powers
+    powers, present = sent.unbind()
+    return powers ** (1 / norm_type) if norm_type else powers, present
 
 
 def identity_of(norm_type: float) -> float:
