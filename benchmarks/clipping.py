@@ -79,8 +79,8 @@ CASES = [
     Case("160 of different shapes", different(160), 1.7, 1.4),
     Case("1,000 of different shapes", different(1000), 1.7, 1.4),
     Case("150 x 500,000", equal(150, 500_000), 1.9),
-    Case("transformer, 12 x 256", transformer(12, 256)),
-    Case("transformer, 4 x 64", transformer(4, 64)),
+    Case("transformer, 12 layers of 256", transformer(12, 256)),
+    Case("transformer, 4 layers of 64", transformer(4, 64)),
     Case("1 x 1", equal(1, 1)),
     Case("3 x 64", equal(3, 64)),
     Case("10 x 64", equal(10, 64)),
@@ -118,7 +118,7 @@ CASES = [
             ("200 x 8,191", equal(200, 8191)),
             ("200 x 8,192", equal(200, 8192)),
             ("20 x 500,000", equal(20, 500_000)),
-            ("transformer, 4 x 64", transformer(4, 64)),
+            ("transformer, 4 layers of 64", transformer(4, 64)),
         )
     ],
 ]
