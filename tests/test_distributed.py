@@ -2,9 +2,7 @@
 
 import functools
 import math
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +13,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+import processes
+
 RANKS = str(Path(__file__).with_name("ranks.py"))
 
 
@@ -23,23 +23,9 @@ RANKS = str(Path(__file__).with_name("ranks.py"))
     [("ddp", 2), ("fsdp2", 2), ("mixed", 2), ("fsdp1", 2), ("square", 4)],
 )
 def test_on_ranks(program, ranks):
-    with subprocess.Popen(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(ranks), RANKS, program, str(ranks)),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            # Not kill: torchrun has to end its children, which hold the pipes.
-            process.terminate()
-            pytest.fail("".join(process.communicate()))
-    assert process.returncode == 0, out + err
+    out, _ = processes.run(
+        [*processes.TORCHRUN, str(ranks), RANKS, program, str(ranks)]
+    )
     # Each has run all cases, of which there are some.
     first, *others = sorted(out.splitlines())
     assert re.fullmatch(rf"rank 0 of {ranks}: [1-9]\d* cases", first)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +12,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+import processes
+
 EXAMPLE = str(Path(__file__).parent.parent / "examples" / "train_digits.py")
 ONE_PROCESS = (sys.executable, EXAMPLE, "--cpu")
-TWO_PROCESSES = (
-    *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-    *("--nproc-per-node", "2", EXAMPLE, "--cpu"),
-)
+TWO_PROCESSES = (*processes.TORCHRUN, "2", EXAMPLE, "--cpu")
 SHORT = ("--epochs", "2")
 
 
@@ -38,21 +35,7 @@ class Run:
 
 
 def train(folder: Path, command: tuple[str, ...], *options: str) -> Run:
-    with subprocess.Popen(
-        [*command, *options],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            # Not kill: torchrun has to end its children, which hold the pipes.
-            process.terminate()
-            raise
-    assert process.returncode == 0, err
+    out, err = processes.run([*command, *options], cwd=folder)
     return Run(out, err, folder)
 
 
