@@ -10,6 +10,7 @@ one interleaved run, and ratios of medians are compared.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import median
 from time import thread_time_ns
 from typing import Any
@@ -62,18 +63,41 @@ def launches(clip: Any) -> int:
     )
 
 
+def medians(
+    hooks: list[Any], measure: Callable[[Any], float]
+) -> tuple[float, float]:
+    """Of what each side's clipping measures, in turn."""
+    samples: list[list[float]] = [[], []]
+    for _ in range(51):
+        for (clip, restore), found in zip(hooks, samples, strict=True):
+            restore()
+            torch.cuda.synchronize()
+            found.append(measure(clip))
+    return median(samples[0]), median(samples[1])
+
+
+def host_ns(clip: Any) -> float:
+    """Nanoseconds of the calling thread."""
+    start = thread_time_ns()
+    clip()
+    return thread_time_ns() - start
+
+
+def device_ms(clip: Any) -> float:
+    """Milliseconds of the device, which finds all the work queued."""
+    torch.cuda._sleep(20_000_000)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    clip()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
 @pytest.mark.parametrize("title", ["1,000 x 64"])
 def test_host_time(hooks: list[Any], title: str) -> None:
     """Three times less of the thread that launches kernels."""
-    times: list[list[int]] = [[], []]
-    for _ in range(51):
-        for (clip, restore), samples in zip(hooks, times, strict=True):
-            restore()
-            torch.cuda.synchronize()
-            start = thread_time_ns()
-            clip()
-            samples.append(thread_time_ns() - start)
-    theirs, mine = map(median, times)
+    theirs, mine = medians(hooks, host_ns)
     print(f"\n{title}: host {theirs / 1e3:.0f} us, ours {mine / 1e3:.0f} us")
     assert theirs >= 3 * mine
 
@@ -100,21 +124,6 @@ def test_no_waiting(hooks: list[Any], title: str) -> None:
 @pytest.mark.parametrize("title", CASES)
 def test_device_time(hooks: list[Any], title: str) -> None:
     """No more of the device's than upstream's."""
-    times: list[list[float]] = [[], []]
-    for _ in range(51):
-        for (clip, restore), samples in zip(hooks, times, strict=True):
-            restore()
-            torch.cuda.synchronize()
-            # So that the device does not wait for the host in between.
-            torch.cuda._sleep(20_000_000)
-            start, end = (
-                torch.cuda.Event(enable_timing=True) for _ in range(2)
-            )
-            start.record()
-            clip()
-            end.record()
-            end.synchronize()
-            samples.append(start.elapsed_time(end))
-    theirs, mine = map(median, times)
+    theirs, mine = medians(hooks, device_ms)
     print(f"\n{title}: device {theirs:.3f} ms, ours {mine:.3f} ms")
     assert theirs >= 0.95 * mine

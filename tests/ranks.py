@@ -38,6 +38,7 @@ from torch.distributed.tensor import (
 
 import robo_orchard_fasthooks as ours
 from robo_orchard_fasthooks.clip import clip_grad_norm_, clip_grad_value_
+from robo_orchard_fasthooks.dense import DEVICES
 
 import upstream
 
@@ -600,6 +601,26 @@ def fsdp2_missing_everywhere(norm_type, missing, seed):
         param.grad = None
     expected = nn.utils.clip_grad_norm_(oracle, CLIPS, norm_type)
     check_total(clip_grad_norm_(params, CLIPS, norm_type), expected)
+    check_same("gradient", grads(params), grads(oracle))
+
+
+@case("fsdp2", by_hook=[False, True])
+def fsdp2_on_another_device(by_hook):
+    """Of a type that is not ours, it is left to torch; a CPU stands for it."""
+    (params, _), (oracle, _) = (with_grads(EVEN) for _ in range(2))
+    expected = nn.utils.clip_grad_norm_(oracle, CLIPS)
+    before = DEVICES.copy()
+    DEVICES.clear()
+    try:
+        if by_hook:
+            hook = norm_hook()
+            run_hook(hook, params)
+            total = hook.total_norm
+        else:
+            total = clip_grad_norm_(params, CLIPS)
+    finally:
+        DEVICES.update(before)
+    check_total(total, expected)
     check_same("gradient", grads(params), grads(oracle))
 
 

@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from robo_orchard_fasthooks.dense import Dense
+from robo_orchard_fasthooks.dense import DEVICES, Dense
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_"]
-
-_FOREACH = {"cpu", "cuda"}
-"""The devices that torch.nn.utils uses foreach kernels on, of ours."""
 
 Name = Callable[[int], str]
 """Names a parameter, given by its index, to the user."""
@@ -184,7 +181,8 @@ def clip_by_norm(
         and not stored.has_complex
     )
     if grads and not nothing:
-        _check_memory(params, grads, name)
+        if not stored.contiguous:
+            _check_memory(params, grads, name)
         stored.scale_(grads, coefficient)
     return total_norm
 
@@ -205,7 +203,7 @@ def clip_by_value(
     _check_memory(params, grads, name)
     if (
         foreach is False
-        or (foreach and not _FOREACH >= {grad.device.type for grad in grads})
+        or (foreach and not DEVICES >= {grad.device.type for grad in grads})
         or not stored.elementwise(params, grads)
     ):
         torch.nn.utils.clip_grad_value_(params, clip_value, foreach)

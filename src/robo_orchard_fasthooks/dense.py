@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 
-__all__ = ["Dense", "foreach_groups", "in_order", "torch_order"]
+__all__ = ["DEVICES", "Dense", "by_dtype", "torch_order"]
+
+DEVICES = {"cpu", "cuda"}
+"""The types of devices whose gradients are not left to torch."""
 
 _STACK_NUMEL = 2048
 """Above it, copying a gradient costs as much as torch's per-tensor overhead:
@@ -50,6 +53,9 @@ class Dense:
 
     has_complex = False
     """Whether the last `total_norm` was of any complex gradients."""
+
+    contiguous = False
+    """Whether the last `total_norm` found every gradient contiguous."""
 
     def __init__(self) -> None:
         self._plan: _Plan | None = None
@@ -108,13 +114,10 @@ class Dense:
                     return norms
         kinds = {(grad.device, grad.layout) for grad in grads}
         device, layout = kinds.pop()
-        if (
-            kinds
-            or device.type not in ("cpu", "cuda")
-            or layout != torch.strided
-        ):
+        if kinds or device.type not in DEVICES or layout != torch.strided:
             return None
         self._plan = _Plan(grads)
+        self.contiguous = self._plan.stacks_all
         dtypes = {grad.dtype for grad in grads}
         self._one_dtype = len(dtypes) == 1
         self.has_complex = any(dtype.is_complex for dtype in dtypes)
@@ -132,8 +135,8 @@ class Dense:
 
     def scale_(self, grads: list[Tensor], coefficient: Tensor) -> None:
         """Multiplies gradients by a 0-dim coefficient, in place."""
-        groups = [grads] if self._one_dtype else foreach_groups(grads)
-        for group in groups:
+        one = self._one_dtype or grads[0].is_cpu
+        for group in [grads] if one else by_dtype(grads):
             torch._foreach_mul_(group, coefficient.to(group[0].device))
 
     def clamp_(self, grads: list[Tensor], clip_value: float) -> None:
@@ -157,7 +160,9 @@ class Dense:
                 for index, grad in enumerate(grads)
                 if index not in self._large
             ]
-        for group in foreach_groups(small):
+        if not small:
+            return
+        for group in [small] if small[0].is_cpu else by_dtype(small):
             torch._foreach_clamp_min_(group, -clip_value)
             torch._foreach_clamp_max_(group, clip_value)
 
@@ -177,7 +182,10 @@ class _Plan:
                 rests[self._dtypes[index]].append(index)
         self._stacks = [_take(stack) for stack in stacks]
         self._rests = [_take(rest) for rest in rests.values()]
-        self._order = in_order([*stacks, *rests.values()], order, self._device)
+        self.stacks_all = not rests
+        self._order = _in_order(
+            [*stacks, *rests.values()], order, self._device
+        )
 
     def __call__(self, grads: list[Tensor], norm_type: float) -> Tensor | None:
         """The norms, or None where the plan does not fit."""
@@ -238,7 +246,7 @@ def torch_order(grads: list[Tensor]) -> list[int]:
     return list(chain(*(indices for _, indices in groups)))
 
 
-def in_order(
+def _in_order(
     parts: Iterable[list[int]], order: list[int], device: torch.device
 ) -> Tensor | None:
     """The index that brings concatenated parts into an order.
@@ -276,9 +284,10 @@ def _vector(norms: _Tensors) -> Tensor:
     return torch.stack(norms)
 
 
-def foreach_groups(grads: list[Tensor]) -> list[list[Tensor]]:
-    """The gradients by dtype, as CUDA's fused kernels need them."""
-    if not grads or grads[0].is_cpu:
-        return [grads] if grads else []
+def by_dtype(grads: list[Tensor]) -> list[list[Tensor]]:
+    """One or more gradients, by device and dtype, as fused kernels need them.
+
+    On CPU, foreach kernels are loops, which take them as they are.
+    """
     groups: Any = _group_tensors_by_device_and_dtype([[*grads]]).values()
     return [group for (group,), _ in groups]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from typing_extensions import override
 
-from robo_orchard_fasthooks.dense import Dense, foreach_groups
+from robo_orchard_fasthooks.dense import Dense, by_dtype
 from robo_orchard_fasthooks.sharded import identity_of, reduce_max
 
 __all__ = ["Flattened"]
@@ -103,9 +103,8 @@ class Flattened(Dense):
     def scale_(self, grads: list[Tensor], coefficient: Tensor) -> None:
         if not self._sharded:
             return super().scale_(grads, coefficient)
-        for group in foreach_groups(grads):
-            for grad in group:
-                grad.mul_(coefficient.to(grad.device, grad.dtype))
+        for group in by_dtype(grads):
+            torch._foreach_mul_(group, coefficient.to(group[0]))
 
 
 def _handles(models: Iterable[torch.nn.Module]) -> Iterator[Any]:
@@ -134,7 +133,7 @@ def _norm(
         return torch.tensor(nothing, dtype=torch.float32, device=device)
     norms = [
         norm
-        for group in foreach_groups(grads)
+        for group in by_dtype(grads)
         for norm in torch._foreach_norm(group, norm_type, dtype=torch.float32)
     ]
     norm = torch.linalg.vector_norm(torch.stack(norms), norm_type)

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 from typing_extensions import override
 
-from robo_orchard_fasthooks.dense import Dense, torch_order
+from robo_orchard_fasthooks.dense import DEVICES, Dense, torch_order
 
 __all__ = ["Sharded", "identity_of", "reduce_max"]
 
@@ -148,13 +148,19 @@ def _spec(tensor: Tensor) -> _Spec:
 
 
 def _understood(specs: list[_Spec]) -> bool:
-    """Whether each element of each gradient is some rank's, not a sum."""
-    return all(
-        isinstance(placement, (Shard, _StridedShard, Replicate))
-        for placements in {placements for _, placements, *_ in specs}
-        for placement in placements
-    ) and len({(mesh, device) for mesh, _, _, device in specs}) == len(
-        {mesh for mesh, *_ in specs}
+    """Whether each element of each gradient is some rank's, not a sum.
+
+    Those of one mesh have to be on one device, too, and one that is ours.
+    """
+    places = {(mesh, device) for mesh, _, _, device in specs}
+    return (
+        all(
+            isinstance(placement, (Shard, _StridedShard, Replicate))
+            for placements in {placements for _, placements, *_ in specs}
+            for placement in placements
+        )
+        and len(places) == len({mesh for mesh, _ in places})
+        and DEVICES >= {device.type for _, device in places}
     )
 
 
