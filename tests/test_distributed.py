@@ -290,6 +290,13 @@ class TestDelegated:
         run(ours, hook, Accelerator(cpu=True), optimizer)
         assert len(found) == 1
 
+    def test_an_error_that_only_we_can_raise(self, clip, calls):
+        accelerator = stand_in(DistributedType.MEGATRON_LM)
+        settings = {"clip_mode": "norm", "error_if_nonfinite": True}
+        with pytest.raises(ValueError, match="StandIn, .*MEGATRON_LM"):
+            clip(accelerator, max_norm=2, **settings)
+        assert calls == []
+
     def test_own_unscaling(self, ours):
         """It is called as accelerate calls it."""
         calls = []
