@@ -1,10 +1,11 @@
 """RoboOrchardLab 0.4.0 itself, the oracle of every parity test.
 
-Its wheel is unpacked beside the test environment's packages; the whole package
-imports far more than its hooks need, so three of its modules are loaded by
-file, below empty parent packages.
+Where it is installed, it is imported. Elsewhere its wheel is unpacked beside
+the test environment's packages: the whole package imports far more than its
+hooks need, so three of its modules are loaded by file, below empty packages.
 """
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -29,13 +30,17 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-for parent in (
-    "robo_orchard_lab",
-    "robo_orchard_lab.pipeline",
-    "robo_orchard_lab.pipeline.hooks",
-):
-    sys.modules.setdefault(parent, ModuleType(parent)).__path__ = []
+INSTALLED = importlib.util.find_spec("robo_orchard_lab") is not None
+load = importlib.import_module if INSTALLED else _load
 
-mixin = _load("robo_orchard_lab.pipeline.hooks.mixin")
-grad_clip = _load("robo_orchard_lab.pipeline.hooks.grad_clip")
-optimizer = _load("robo_orchard_lab.pipeline.hooks.optimizer")
+if not INSTALLED:
+    for parent in (
+        "robo_orchard_lab",
+        "robo_orchard_lab.pipeline",
+        "robo_orchard_lab.pipeline.hooks",
+    ):
+        sys.modules.setdefault(parent, ModuleType(parent)).__path__ = []
+
+mixin = load("robo_orchard_lab.pipeline.hooks.mixin")
+grad_clip = load("robo_orchard_lab.pipeline.hooks.grad_clip")
+optimizer = load("robo_orchard_lab.pipeline.hooks.optimizer")

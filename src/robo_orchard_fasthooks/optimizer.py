@@ -39,6 +39,9 @@ class OptimizerHook(PipelineHooks):
         """
         if getattr(hook_args, "exception", None) is not None:
             return
+        # The trainer of RoboOrchardLab 0.5 steps by itself, and says so.
+        if hasattr(hook_args, "is_optimizer_step_committed"):
+            return
         optimizer = hook_args.optimizer
         lr_scheduler = hook_args.lr_scheduler
         if optimizer is None:

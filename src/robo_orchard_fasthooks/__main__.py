@@ -1,0 +1,113 @@
+"""The commands of `python -m robo_orchard_fasthooks`."""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import os
+import platform
+import runpy
+import sys
+from importlib.machinery import SourceFileLoader
+from importlib.metadata import PackageNotFoundError, version
+from pkgutil import get_importer
+from types import CodeType, ModuleType
+
+import torch
+
+from robo_orchard_fasthooks import lab
+
+
+def main() -> None:
+    """Runs the command that `sys.argv` gives."""
+    parser = argparse.ArgumentParser(
+        prog="python -m robo_orchard_fasthooks",
+        description="Accelerates an installed RoboOrchardLab.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser(
+        "run",
+        help="run a program with RoboOrchardLab accelerated",
+        description="Runs a program as python runs it, with RoboOrchardLab "
+        "accelerated. RoboOrchardLab is imported before the program starts.",
+    )
+    run.add_argument("-m", action="store_true", help="it is a module")
+    run.add_argument("program", help="a script, or a module's name")
+    run.add_argument("args", nargs=argparse.REMAINDER, help="its arguments")
+    commands.add_parser("info", help="show what a bug report should say")
+    options = parser.parse_args()
+    if options.command == "info":
+        info()
+        return
+    try:
+        code = None if options.m else _compile(options.program)
+        lab.install()
+    except OSError as error:
+        run.error(f"cannot open {options.program!r}: {error.strerror}")
+    except ImportError as error:
+        if error.name != "robo_orchard_lab":
+            raise
+        run.error(str(error))
+    sys.argv = [options.program, *options.args]
+    if options.m:
+        _run_main_of(options.program)
+    else:
+        _run_script(options.program, code)
+
+
+def info() -> None:
+    """Prints versions, extension, CUDA and what `install` replaces."""
+    try:
+        with lab.install(verbose=True):
+            pass
+    except ImportError as error:
+        print(lab.status())
+        print(f"  {error}")
+    for package in ("robo_orchard_core", "accelerate", "torch"):
+        try:
+            print(package, version(package))
+        except PackageNotFoundError:
+            print(package, "of no known version")
+    devices = range(torch.cuda.device_count())
+    names = ", ".join(map(torch.cuda.get_device_name, devices))
+    print(f"CUDA {torch.version.cuda or 'not built in'}: {names or 'no GPU'}")
+    print(platform.python_implementation(), sys.version)
+    print(platform.platform())
+
+
+def _compile(path: str) -> CodeType | None:
+    if get_importer(path) is not None:
+        return None  # A folder or an archive, with a __main__.py.
+    loader = SourceFileLoader("__main__", os.path.abspath(path))
+    return loader.source_to_code(loader.get_data(loader.path), loader.path)
+
+
+def _run_script(path: str, code: CodeType | None) -> None:
+    if code is None:
+        sys.path[0] = path
+        _run_main_of("__main__")
+        return
+    if not getattr(sys.flags, "safe_path", False):  # From 3.11 on.
+        sys.path[0] = os.path.dirname(os.path.realpath(path))
+    namespace = vars(_new_main())
+    namespace["__file__"] = code.co_filename
+    namespace["__loader__"] = SourceFileLoader("__main__", code.co_filename)
+    exec(code, namespace)
+
+
+def _run_main_of(module: str) -> None:
+    _new_main()
+    # What `python -m` itself calls. The public run_module would take __main__
+    # away again before the functions given to atexit run, or pickle.
+    run = runpy._run_module_as_main  # type: ignore[attr-defined]
+    run(module, alter_argv=module != "__main__")
+
+
+def _new_main() -> ModuleType:
+    module = sys.modules["__main__"] = ModuleType("__main__")
+    vars(module)["__builtins__"] = builtins
+    return module
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Functions of another package, replaced where they stand and put back."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple
+
+__all__ = ["ChangedError", "Replaced", "Seam"]
+
+
+class ChangedError(Exception):
+    """A function is not what it is expected to be."""
+
+
+class Replaced(NamedTuple):
+    """An attribute that was replaced."""
+
+    owner: Any
+    attribute: str
+    original: Any
+    replacement: Any
+
+    @property
+    def stands(self) -> bool:
+        """Whether nobody has replaced it since."""
+        return vars(self.owner).get(self.attribute) is self.replacement
+
+
+@dataclass(frozen=True)
+class Seam:
+    """A function or method of another package, to be replaced."""
+
+    module: str
+    path: str
+    """Its name in the module, as `Class.method`."""
+
+    make: Callable[[Any, Any], Any]
+    """Makes the replacement, of the owner and the original; it may raise
+    ChangedError."""
+
+    parameters: str | None = None
+    """Those of the original, where the replacement counts on them."""
+
+    @property
+    def name(self) -> str:
+        """The full name."""
+        return f"{self.module}.{self.path}"
+
+    def replace(self, undo: ExitStack) -> Replaced:
+        """Replaces it.
+
+        Args:
+            undo (ExitStack): Gets what puts it back.
+
+        Returns:
+            Replaced: What was replaced, by what.
+
+        Raises:
+            ChangedError: It is not there, not as expected, or patched.
+            ImportError: Its module needs another one that is not there.
+        """
+        owner, attribute, original = self.find()
+        replacement = self.make(owner, original)
+        replaced = Replaced(owner, attribute, original, replacement)
+        undo.callback(self._put_back, replaced)
+        setattr(owner, attribute, replacement)
+        return replaced
+
+    def find(self) -> tuple[Any, str, Any]:
+        """Finds it.
+
+        Returns:
+            tuple[Any, str, Any]: The owner, a class or a module; the name of
+                the attribute in it; and what is there.
+
+        Raises:
+            ChangedError: It is not there, not as expected, or patched.
+            ImportError: Its module needs another one that is not there.
+        """
+        try:
+            owner: Any = import_module(self.module)
+        except ModuleNotFoundError as error:
+            if f"{self.module}.".startswith(f"{error.name}."):
+                raise ChangedError("there is no such module") from None
+            raise
+        *classes, attribute = self.path.split(".")
+        try:
+            for each in classes:
+                owner = vars(owner)[each]
+            original = vars(owner)[attribute]
+        except (KeyError, TypeError):
+            raise ChangedError("there is no such name") from None
+        function = getattr(original, "__func__", original)
+        home = getattr(function, "__globals__", {}).get("__name__", "")
+        # That of a context manager is contextlib's.
+        if home.split(".")[0] not in (self.module.split(".")[0], "contextlib"):
+            raise ChangedError(f"it is patched by {home or repr(original)}")
+        parameters = ", ".join(inspect.signature(function).parameters)
+        if self.parameters not in (None, parameters):
+            raise ChangedError(f"its parameters are ({parameters})")
+        return owner, attribute, original
+
+    def _put_back(self, replaced: Replaced) -> None:
+        if replaced.stands:
+            setattr(replaced.owner, replaced.attribute, replaced.original)
+        else:
+            warnings.warn(
+                f"{self.name} was patched after it had been replaced, and is "
+                "left so: take patches back in the reverse order",
+                stacklevel=2,
+            )
