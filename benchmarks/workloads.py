@@ -45,6 +45,22 @@ def upstream() -> Library:
     return Library("upstream", mixin.PipelineHooks, mixin.PipelineHookArgs)
 
 
+def installed() -> Library:
+    """RoboOrchardLab 0.4.0 with `lab.install()`: a second copy of it."""
+    from robo_orchard_fasthooks import lab
+
+    import upstream
+
+    names = [
+        module.__name__ for module in (upstream.mixin, upstream.grad_clip)
+    ]
+    first = {name: sys.modules[name] for name in names}
+    mixin, _ = map(upstream.load_file, first)
+    lab.install()
+    sys.modules.update(first)
+    return Library("installed", mixin.PipelineHooks, mixin.PipelineHookArgs)
+
+
 def _callbacks(count: int) -> list[Callable[[Any], None]]:
     # Functions of their own: calling one function over and over again is
     # quicker, in a Python loop, than a training loop ever gets to be.

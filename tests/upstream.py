@@ -15,7 +15,8 @@ VERSION = "0.4.0"
 FOLDER = Path(sys.prefix, "upstream")
 
 
-def _load(name: str) -> ModuleType:
+def load_file(name: str) -> ModuleType:
+    """Loads one of its modules from the unpacked wheel."""
     file = FOLDER.joinpath(*name.split(".")).with_suffix(".py")
     if not file.exists():
         raise FileNotFoundError(
@@ -31,7 +32,7 @@ def _load(name: str) -> ModuleType:
 
 
 INSTALLED = importlib.util.find_spec("robo_orchard_lab") is not None
-load = importlib.import_module if INSTALLED else _load
+load = importlib.import_module if INSTALLED else load_file
 
 if not INSTALLED:
     for parent in (

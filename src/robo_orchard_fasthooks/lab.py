@@ -225,7 +225,7 @@ def _compiled_channels(owner: type, original: Any) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, *args, **kwargs)
         for name, channel in self.hooks.items():
-            # Of a handle to an empty one, nobody can know.
+            # Nobody has a handle of one that is empty.
             if type(channel) is HookContextChannel and not len(channel):
                 self.hooks[name] = _dispatch.in_place(vars(channel))
 
