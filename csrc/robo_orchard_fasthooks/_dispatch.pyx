@@ -59,8 +59,10 @@ cdef class Registrations:
     cdef dict _members
     # Whether this object was ever given a `begin` of its own.
     cdef bint _patched
-    # Whether it stands in for a channel of robo_orchard_core.
+    # Whether it stands in for a channel of robo_orchard_core, and whether the
+    # scopes there tell the arguments of an exception.
     cdef bint _in_place
+    cdef bint _tells
     # Replaced, never changed, so that a phase runs over the hooks as they
     # stood when it began, at no cost.
     cdef tuple _hooks
@@ -187,16 +189,14 @@ class HookContextChannel(Registrations, core.HookContextChannel[T]):
 class InPlaceChannel(HookContextChannel):
     """Stands in RoboOrchardLab's own hooks for robo_orchard_core's channel.
 
-    Its pickles load as robo_orchard_core's, without this package. Where the
-    arguments have an `exception`, as from RoboOrchardLab 0.5 on, a failing
-    body leaves it set, as there.
+    Its pickles load as robo_orchard_core's, without this package.
     """
 
     def __copy__(self):
-        return in_place(self.__getstate__())
+        return in_place(self.__getstate__(), (<Registrations>self)._tells)
 
     def __deepcopy__(self, memo):
-        memo[id(self)] = copy = in_place({})
+        memo[id(self)] = copy = in_place({}, (<Registrations>self)._tells)
         copy.__setstate__(deepcopy(self.__getstate__(), memo))
         return copy
 
@@ -208,10 +208,20 @@ class InPlaceChannel(HookContextChannel):
         return copyreg._reconstructor, reconstruct, state
 
 
-def in_place(state):
-    """Makes an InPlaceChannel of the state of another channel."""
+def in_place(state, tells):
+    """Makes an InPlaceChannel.
+
+    Args:
+        state (dict): The state of the channel that it stands in for.
+        tells (bool): Whether a failing body is to leave its exception in the
+            arguments, as from RoboOrchardLab 0.5 on.
+
+    Returns:
+        InPlaceChannel: The channel.
+    """
     cdef Registrations channel = InPlaceChannel.__new__(InPlaceChannel)
     channel._in_place = True
+    channel._tells = tells
     channel.__setstate__(state)
     return channel
 
@@ -359,10 +369,10 @@ cdef class Scope:
             raise RuntimeError("a scope has to be entered before it is left")
         self.state = LEFT
         if self.channel._in_place:
-            if error is not None:
+            if error is not None and self.channel._tells:
                 _set_exception(self.arg, error)
             if self.channel._hooks:
-                self._run_afters(error)
+                self._run_afters(None)
         elif self.channel._hooks:
             _set_exception(self.arg, error)
             try:

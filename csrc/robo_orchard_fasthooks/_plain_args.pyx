@@ -3,11 +3,16 @@
 RoboOrchardLab's own arguments stay the class that they are. Python makes one
 by way of a dictionary of keywords, a frame and an attribute after the other; a
 copy of a dictionary of the defaults, updated, takes half of that, and copying
-arguments by their dictionary an eighth (CPython 3.11).
+arguments by their dictionary a sixth (CPython 3.11).
+
+An `__init__`, `__new__` or `__setattr__` that is patched into the class later
+is run. A property that is put in the place of a field later, or a change of
+`__init__.__defaults__`, is not seen.
 """
 
 import dataclasses
 from functools import update_wrapper
+from inspect import signature
 
 from cpython.dict cimport (
     PyDict_Contains,
@@ -23,6 +28,8 @@ cdef extern from "Python.h":
     )
     ctypedef struct PyTypeObject:
         PyObject* tp_dict
+        void* tp_new
+        void* tp_setattro
         vectorcallfunc tp_vectorcall
 
     object PyType_GenericAlloc(PyTypeObject* type, Py_ssize_t items)
@@ -30,11 +37,9 @@ cdef extern from "Python.h":
     PyObject* PyTuple_GET_ITEM(PyObject* tuple, Py_ssize_t index)
     Py_ssize_t PyVectorcall_NARGS(size_t nargsf)
     dict PyObject_GenericGetDict(object instance, void* context)
-    int PyObject_GenericSetDict(
-        object instance, object namespace, void* context
-    ) except -1
 
-cdef object _MISSING = dataclasses.MISSING
+cdef object _MISSING = object()
+cdef object _NO_DEFAULT = dataclasses.MISSING
 # The class that is constructed here, its `__init__`, what the dictionary of an
 # instance holds before the arguments are put in, and the fields to be given.
 cdef object _cls = None
@@ -64,11 +69,12 @@ def why_not_plain(cls):
     for name in ("__new__", "__setattr__"):
         if getattr(cls, name) is not getattr(object, name):
             return f"it has a {name}"
-    for field in dataclasses.fields(cls):
-        if (
-            not field.init
-            or field.default_factory is not _MISSING
-            or hasattr(type(getattr(cls, field.name, None)), "__set__")
+    fields = dataclasses.fields(cls)
+    if [field.name for field in fields] != list(signature(cls).parameters):
+        return "its __init__ takes other things than its fields"
+    for field in fields:
+        if field.default_factory is not _NO_DEFAULT or hasattr(
+            type(getattr(cls, field.name, None)), "__set__"
         ):
             return f"its {field.name} is not a plain field"
     return None
@@ -77,8 +83,7 @@ def why_not_plain(cls):
 def construct_quickly(cls):
     """Makes calls of a plain dataclass quick. One class at a time can be.
 
-    Its subclasses and its `__init__`, also one patched in later, are called
-    as before.
+    Its subclasses are called as before.
 
     Args:
         cls (type): The class.
@@ -91,34 +96,34 @@ def construct_quickly(cls):
     _required = tuple(
         name
         for name, default in _defaults.items()
-        if default is _MISSING
+        if default is _NO_DEFAULT
     )
     (<PyTypeObject*>cls).tp_vectorcall = <vectorcallfunc>_construct
 
 
 def construct_as_before(cls):
     """Undoes `construct_quickly`."""
-    global _cls
+    global _cls, _init
     (<PyTypeObject*>cls).tp_vectorcall = NULL
-    _cls = None
+    _cls = _init = None
 
 
 def copying(original):
     """Makes a quick `copy_with_updates` for the class constructed here.
 
     Args:
-        original (Callable): That of the class, which goes on to be called for
-            subclasses.
+        original (Callable): That of the class. It goes on to be called for
+            subclasses, and for instances with attributes that are no fields.
 
     Returns:
         Callable: The method.
     """
     global _original_copy
     _original_copy = original
-    return update_wrapper(_copy_with_updates, original)
+    return update_wrapper(copy_with_updates, original)
 
 
-def _copy_with_updates(
+def copy_with_updates(
     self,
     *,
     batch=_MISSING,
@@ -126,21 +131,22 @@ def _copy_with_updates(
     reduce_loss=_MISSING,
     **kwargs,
 ):
-    cdef dict namespace
     # The three that a batch processor sets on every step are named: as keys of
     # a dictionary they would take 90 of 280 ns.
+    cdef dict namespace
     if type(self) is _cls and _is_constructed_here(_cls):
         namespace = PyDict_Copy(PyObject_GenericGetDict(self, NULL))
-        copy = _instance(_cls, namespace)
-        if batch is not _MISSING:
-            _set(copy, namespace, "batch", batch)
-        if model_outputs is not _MISSING:
-            _set(copy, namespace, "model_outputs", model_outputs)
-        if reduce_loss is not _MISSING:
-            _set(copy, namespace, "reduce_loss", reduce_loss)
-        for key, value in kwargs.items():
-            _set(copy, namespace, key, value)
-        return copy
+        if len(namespace) == len(_defaults):
+            copy = _instance(_cls, namespace)
+            if batch is not _MISSING:
+                _set(copy, namespace, "batch", batch)
+            if model_outputs is not _MISSING:
+                _set(copy, namespace, "model_outputs", model_outputs)
+            if reduce_loss is not _MISSING:
+                _set(copy, namespace, "reduce_loss", reduce_loss)
+            for key, value in kwargs.items():
+                _set(copy, namespace, key, value)
+            return copy
     if batch is not _MISSING:
         kwargs["batch"] = batch
     if model_outputs is not _MISSING:
@@ -151,7 +157,7 @@ def _copy_with_updates(
 
 
 cdef inline int _set(
-    object copy, dict namespace, str key, object value
+    object copy, dict namespace, object key, object value
 ) except -1:
     if PyDict_Contains(namespace, key):
         PyDict_SetItem(namespace, key, value)
@@ -194,19 +200,29 @@ cdef object _construct(
 
 
 cdef inline bint _is_constructed_here(object cls) except -1:
-    return cls is _cls and PyDict_GetItemWithError(
-        <object>(<PyTypeObject*>cls).tp_dict, "__init__"
-    ) == <PyObject*>_init
+    cdef PyTypeObject* type_ = <PyTypeObject*>cls
+    return (
+        cls is _cls
+        and type_.tp_new == (<PyTypeObject*>object).tp_new
+        and type_.tp_setattro == (<PyTypeObject*>object).tp_setattro
+        and PyDict_GetItemWithError(<object>type_.tp_dict, "__init__")
+        == <PyObject*>_init
+    )
 
 
 cdef inline bint _is_complete(dict namespace) except -1:
     for name in _required:
-        if PyDict_GetItemWithError(namespace, name) == <PyObject*>_MISSING:
+        if (
+            PyDict_GetItemWithError(namespace, name)
+            == <PyObject*>_NO_DEFAULT
+        ):
             return False
     return True
 
 
 cdef inline object _instance(object cls, dict namespace):
     instance = PyType_GenericAlloc(<PyTypeObject*>cls, 0)
-    PyObject_GenericSetDict(instance, namespace, NULL)
+    # Not by PyObject_GenericSetDict: CPython 3.13 goes on reading attributes
+    # from where they were before.
+    instance.__dict__ = namespace
     return instance

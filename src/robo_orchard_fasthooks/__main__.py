@@ -8,7 +8,7 @@ import os
 import platform
 import runpy
 import sys
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import SourceFileLoader, SourcelessFileLoader
 from importlib.metadata import PackageNotFoundError, version
 from pkgutil import get_importer
 from types import CodeType, ModuleType
@@ -32,27 +32,31 @@ def main() -> None:
         "accelerated. RoboOrchardLab is imported before the program starts.",
     )
     run.add_argument("-m", action="store_true", help="it is a module")
-    run.add_argument("program", help="a script, or a module's name")
-    run.add_argument("args", nargs=argparse.REMAINDER, help="its arguments")
+    run.add_argument(
+        "program",
+        nargs=argparse.PARSER,  # Unlike REMAINDER, it keeps a first "--".
+        help="a script, or a module's name, and its arguments",
+    )
     commands.add_parser("info", help="show what a bug report should say")
     options = parser.parse_args()
     if options.command == "info":
         info()
         return
+    program = options.program[0]
     try:
-        code = None if options.m else _compile(options.program)
+        code = None if options.m else _compile(program)
         lab.install()
     except OSError as error:
-        run.error(f"cannot open {options.program!r}: {error.strerror}")
+        run.error(f"cannot open {program!r}: {error.strerror}")
     except ImportError as error:
         if error.name != "robo_orchard_lab":
             raise
         run.error(str(error))
-    sys.argv = [options.program, *options.args]
+    sys.argv = options.program
     if options.m:
-        _run_main_of(options.program)
+        _run_main_of(program)
     else:
-        _run_script(options.program, code)
+        _run_script(program, code)
 
 
 def info() -> None:
@@ -60,9 +64,9 @@ def info() -> None:
     try:
         with lab.install(verbose=True):
             pass
-    except ImportError as error:
+    except Exception as error:  # Also of what importing it runs.
         print(lab.status())
-        print(f"  {error}")
+        print(f"  {type(error).__name__}: {error}")
     for package in ("robo_orchard_core", "accelerate", "torch"):
         try:
             print(package, version(package))
@@ -78,20 +82,24 @@ def info() -> None:
 def _compile(path: str) -> CodeType | None:
     if get_importer(path) is not None:
         return None  # A folder or an archive, with a __main__.py.
-    loader = SourceFileLoader("__main__", os.path.abspath(path))
-    return loader.source_to_code(loader.get_data(loader.path), loader.path)
+    absolute = os.path.abspath(path)
+    if path.endswith(".pyc"):
+        return SourcelessFileLoader("__main__", absolute).get_code("__main__")
+    loader = SourceFileLoader("__main__", absolute)
+    return loader.source_to_code(loader.get_data(absolute), absolute)
 
 
 def _run_script(path: str, code: CodeType | None) -> None:
     if code is None:
-        sys.path[0] = path
+        sys.path[0] = os.path.abspath(path)
         _run_main_of("__main__")
         return
     if not getattr(sys.flags, "safe_path", False):  # From 3.11 on.
         sys.path[0] = os.path.dirname(os.path.realpath(path))
     namespace = vars(_new_main())
-    namespace["__file__"] = code.co_filename
-    namespace["__loader__"] = SourceFileLoader("__main__", code.co_filename)
+    file = os.path.abspath(path)
+    namespace["__file__"] = file
+    namespace["__loader__"] = SourceFileLoader("__main__", file)
     exec(code, namespace)
 
 
@@ -105,7 +113,9 @@ def _run_main_of(module: str) -> None:
 
 def _new_main() -> ModuleType:
     module = sys.modules["__main__"] = ModuleType("__main__")
-    vars(module)["__builtins__"] = builtins
+    vars(module).update(
+        __annotations__={}, __builtins__=builtins, __cached__=None
+    )
     return module
 
 

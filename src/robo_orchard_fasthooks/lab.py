@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
+from threading import RLock
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -20,7 +26,12 @@ from torch import Tensor
 from robo_orchard_fasthooks import _dispatch, _plain_args
 from robo_orchard_fasthooks.grad_clip import clip_at_step, clip_gradients
 from robo_orchard_fasthooks.mixin import PipelineHooks
-from robo_orchard_fasthooks.seams import ChangedError, Replaced, Seam
+from robo_orchard_fasthooks.seams import (
+    ChangedError,
+    Replaced,
+    Seam,
+    check_home,
+)
 
 __all__ = ["Status", "install", "status", "uninstall"]
 
@@ -30,7 +41,7 @@ _GRAD_CLIP = f"{_LAB}.pipeline.hooks.grad_clip"
 _TRAINER = f"{_LAB}.pipeline.training.hook_based_trainer"
 
 
-def install(verbose: bool = False) -> ExitStack:
+def install(verbose: bool = False) -> AbstractContextManager[None]:
     """Accelerates RoboOrchardLab's own classes, which stay what they are.
 
     PipelineHooks that are made from now on, of whatever subclass, dispatch
@@ -43,26 +54,27 @@ def install(verbose: bool = False) -> ExitStack:
     spawned has to install for itself.
 
     A name of RoboOrchardLab that is not where 0.4 or 0.5 has it, or is patched
-    by others, is left alone; one warning lists them.
+    by others, is left alone; one warning lists them. What is patched later
+    counts, but for robo_orchard_core's HookContextChannel.
 
     Args:
         verbose (bool): Whether to print `status()`.
 
     Returns:
-        ExitStack: A context manager: leaving it uninstalls, unless it was
-            installed before.
+        AbstractContextManager: Leaving it uninstalls, unless it was installed
+            before or has been installed anew.
 
     Raises:
         ImportError: RoboOrchardLab is not there, or cannot be imported.
     """
     global _installation
-    with ExitStack() as undo:
+    made = None
+    with _lock:
         if _installation is None:
-            _installation = _install()
-            undo.callback(uninstall)
-        if verbose:
-            print(status())
-        return undo.pop_all()
+            made = _installation = _install()
+    if verbose:
+        print(status())
+    return _leaving(made)
 
 
 def uninstall() -> None:
@@ -72,9 +84,10 @@ def uninstall() -> None:
     patched since is left to them, with a warning.
     """
     global _installation
-    if _installation is not None:
-        installation, _installation = _installation, None
-        installation.undo.close()
+    with _lock:
+        if _installation is not None:
+            installation, _installation = _installation, None
+            installation.undo.close()
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,16 @@ class _Installation:
 
 
 _installation: _Installation | None = None
+_lock = RLock()
+
+
+@contextmanager
+def _leaving(installation: _Installation | None) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if installation is not None and installation is _installation:
+            uninstall()
 
 
 def _install() -> _Installation:
@@ -220,28 +243,33 @@ def _seams() -> list[Seam]:
     ]
 
 
-def _compiled_channels(owner: type, original: Any) -> Any:
+def _compiled_channels(owner: Any, original: Any) -> Any:
+    for method in vars(HookContextChannel).values():
+        if callable(method):
+            check_home(method, HookContextChannel.__module__)
+    args = getattr(sys.modules[_MIXIN], "PipelineHookArgs", None)
+    tells = "exception" in getattr(args, "__dataclass_fields__", ())
+
     @wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, *args, **kwargs)
-        for name, channel in self.hooks.items():
-            # Nobody has a handle of one that is empty.
-            if type(channel) is HookContextChannel and not len(channel):
-                self.hooks[name] = _dispatch.in_place(vars(channel))
+        if isinstance(self.hooks, dict):
+            for name, channel in self.hooks.items():
+                # One that is not empty has handles, which would lose it.
+                if type(channel) is HookContextChannel and not len(channel):
+                    self.hooks[name] = _dispatch.in_place(vars(channel), tells)
 
     return __init__
 
 
-def _if_plain(cls: type, original: Any) -> Any:
+def _if_plain(cls: Any, original: Any) -> Any:
     reason = _plain_args.why_not_plain(cls)
     if reason is not None:
-        raise ChangedError(
-            f"{cls.__name__} is not a plain dataclass: {reason}"
-        )
+        raise ChangedError(f"of {cls.__name__}, {reason}")
     return original
 
 
-def _quick_copy(cls: type, original: Any) -> Any:
+def _quick_copy(cls: Any, original: Any) -> Any:
     return _plain_args.copying(_if_plain(cls, original))
 
 
@@ -257,7 +285,7 @@ class _Construction(Seam):
 
 def _clipping_seams() -> list[Seam]:
     function = "_clip_optimizer_gradients"
-    if hasattr(sys.modules.get(_GRAD_CLIP), function):  # As of 0.5.
+    if hasattr(sys.modules.get(_GRAD_CLIP), function):  # From 0.5 on.
         parameters = ", ".join(signature(_clip_optimizer_gradients).parameters)
         return [
             Seam(
@@ -280,7 +308,9 @@ def _clipping_seams() -> list[Seam]:
 
 def _gradient_clipping(self: Any, hook_args: Any) -> None:
     """Clips the gradients, as robo_orchard_fasthooks does."""
-    clip_at_step(self, hook_args)
+    # Others are taken for "do not clip" there, and may be set to say so.
+    if self.clip_mode in ("norm", "value"):
+        clip_at_step(self, hook_args)
 
 
 def _clip_optimizer_gradients(

@@ -191,7 +191,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
             TypeError: They are no PipelineHooks, or hold what is no hook.
             ValueError: The names of two channels differ.
         """
-        if not _is_pipeline_hooks(type(hooks)):
+        if isinstance(hooks, type) or not hasattr(hooks, "hooks"):
             raise TypeError(f"Expected PipelineHooks, but got {type(hooks)}")
         pairs = [
             (find_channel(self, name), theirs)
@@ -256,7 +256,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
         given: Iterable[Any] = (
             [hooks]
             if isinstance(hooks, ClassConfig)
-            or _is_pipeline_hooks(type(hooks))
+            or _is_pipeline_hooks(hooks)
             or not isinstance(hooks, Iterable)
             else hooks
         )
@@ -295,18 +295,22 @@ class PipelineHooksConfig(ClassConfig[PipelineHooksType_co]):
     """What makes hooks: `cfg()` returns `cfg.class_type(cfg)`."""
 
 
-def _is_pipeline_hooks(cls: Any) -> bool:
-    # By method, not by class: RoboOrchardLab's hooks are as good.
-    return hasattr(cls, "register_pipeline_hooks")
+def _is_pipeline_hooks(given: Any) -> bool:
+    # By method, not by class: RoboOrchardLab's hooks are as good, and proxies.
+    return not isinstance(given, type) and hasattr(
+        given, "register_pipeline_hooks"
+    )
 
 
 def _make_hooks(given: Any) -> Any:
     if isinstance(given, ClassConfig):
         makes = given.class_type
         # A class is checked before it is called; a factory cannot be.
-        if _is_pipeline_hooks(makes) or not isinstance(makes, type):
+        if not isinstance(makes, type) or hasattr(
+            makes, "register_pipeline_hooks"
+        ):
             given = given()
-    if _is_pipeline_hooks(type(given)):
+    if _is_pipeline_hooks(given):
         return given
     raise TypeError(
         f"Expected PipelineHooks or PipelineHooksConfig, but got {type(given)}"

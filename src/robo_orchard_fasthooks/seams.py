@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
 
-__all__ = ["ChangedError", "Replaced", "Seam"]
+__all__ = ["ChangedError", "Replaced", "Seam", "check_home"]
 
 
 class ChangedError(Exception):
     """A function is not what it is expected to be."""
+
+
+def check_home(function: Any, module: str) -> None:
+    """Checks that a function is of a package, and not patched by another.
+
+    Args:
+        function (Callable): The function.
+        module (str): A module of the package.
+
+    Raises:
+        ChangedError: It is of another package.
+    """
+    if getattr(function, "__globals__", None) is vars(contextlib):
+        # What @contextmanager makes calls what it was made of.
+        function = inspect.getclosurevars(function).nonlocals.get("func")
+    home = getattr(function, "__globals__", {}).get("__name__", "")
+    if home.split(".")[0] != module.split(".")[0]:
+        raise ChangedError(f"it is patched by {home or repr(function)}")
 
 
 class Replaced(NamedTuple):
@@ -51,11 +69,11 @@ class Seam:
         """The full name."""
         return f"{self.module}.{self.path}"
 
-    def replace(self, undo: ExitStack) -> Replaced:
+    def replace(self, undo: contextlib.ExitStack) -> Replaced:
         """Replaces it.
 
         Args:
-            undo (ExitStack): Gets what puts it back.
+            undo (contextlib.ExitStack): Gets what puts it back.
 
         Returns:
             Replaced: What was replaced, by what.
@@ -96,10 +114,7 @@ class Seam:
         except (KeyError, TypeError):
             raise ChangedError("there is no such name") from None
         function = getattr(original, "__func__", original)
-        home = getattr(function, "__globals__", {}).get("__name__", "")
-        # That of a context manager is contextlib's.
-        if home.split(".")[0] not in (self.module.split(".")[0], "contextlib"):
-            raise ChangedError(f"it is patched by {home or repr(original)}")
+        check_home(function, self.module)
         parameters = ", ".join(inspect.signature(function).parameters)
         if self.parameters not in (None, parameters):
             raise ChangedError(f"its parameters are ({parameters})")
