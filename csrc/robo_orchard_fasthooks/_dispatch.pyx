@@ -183,14 +183,19 @@ class HookContextChannel(Registrations, core.HookContextChannel[T]):
     def __repr__(self):
         from robo_orchard_fasthooks.describe import channel_repr
 
-        return channel_repr(self)
+        return channel_repr(self, type(self))
 
 
-class InPlaceChannel(HookContextChannel):
+class InPlaceChannel(HookContextChannel[T]):
     """Stands in RoboOrchardLab's own hooks for robo_orchard_core's channel.
 
     Its pickles load as robo_orchard_core's, without this package.
     """
+
+    def __repr__(self):
+        from robo_orchard_fasthooks.describe import channel_repr
+
+        return channel_repr(self, core.HookContextChannel)
 
     def __copy__(self):
         return in_place(self.__getstate__(), (<Registrations>self)._tells)

@@ -59,7 +59,7 @@ def why_not_plain(cls):
         str | None: What keeps it from being constructed here, if anything.
     """
     if type(cls) is not type or "__dataclass_fields__" not in vars(cls):
-        return "it is not a plain dataclass"
+        return "it has no fields of its own, or a metaclass"
     code = getattr(vars(cls).get("__init__"), "__code__", None)
     # As the decorator compiles one.
     if getattr(code, "co_filename", None) != "<string>":

@@ -63,14 +63,22 @@ def add_note(
         error.add_note(note)
 
 
-def channel_repr(channel: Any) -> str:
-    """The `repr` of a channel, laid out as robo_orchard_core does."""
+def channel_repr(channel: Any, cls: type) -> str:
+    """The `repr` of a channel, laid out as robo_orchard_core does.
+
+    Args:
+        channel (HookContextChannel): The channel.
+        cls (type): The class to show.
+
+    Returns:
+        str: Its name and hooks.
+    """
     hooks = ",\n".join(
         f"{position}: {hook_repr(hook)}"
         for position, hook in enumerate(channel._context_handlers)
     )
     listed = f"[\n{indent(hooks, '  ')}\n]" if hooks else "[]"
-    return _boxed(channel, f"name={channel.name}, \nhooks={listed}")
+    return _boxed(cls, f"name={channel.name}, \nhooks={listed}")
 
 
 def hook_repr(hook: Any) -> str:
@@ -87,11 +95,10 @@ def hook_repr(hook: Any) -> str:
             function = _callback(hook, phase)
             shown = None if function is None else f"<{_where(function)}>"
             lines.append(f"{phase}={shown}")
-        return _boxed(hook, ", \n".join(lines))
+        return _boxed(type(hook), ", \n".join(lines))
 
 
-def _boxed(instance: Any, content: str) -> str:
-    cls = type(instance)
+def _boxed(cls: type, content: str) -> str:
     return f"<{cls.__module__}.{cls.__name__}(\n{indent(content, '  ')})>"
 
 

@@ -72,9 +72,14 @@ def install(verbose: bool = False) -> AbstractContextManager[None]:
     with _lock:
         if _installation is None:
             made = _installation = _install()
+    leaving = _leaving(made)
     if verbose:
-        print(status())
-    return _leaving(made)
+        try:
+            print(status())
+        except BaseException:
+            with leaving:
+                raise
+    return leaving
 
 
 def uninstall() -> None:
@@ -179,8 +184,10 @@ def _install() -> _Installation:
     names: dict[str, Replaced | str] = {}
     try:
         import_module(_LAB)
-        with suppress(ModuleNotFoundError):  # The seams will say.
-            import_module(_GRAD_CLIP)
+        # All of them before anything is replaced, which they may import.
+        for module in (_MIXIN, _GRAD_CLIP, _TRAINER):
+            with suppress(ModuleNotFoundError):  # The seams will say.
+                import_module(module)
         with ExitStack() as undo:
             for seam in _seams():
                 try:
@@ -237,7 +244,7 @@ def _seams() -> list[Seam]:
             _MIXIN,
             "PipelineHookArgs.copy_with_updates",
             _quick_copy,
-            "self, kwargs",
+            "self, **kwargs",
         ),
         *_clipping_seams(),
     ]
@@ -265,7 +272,9 @@ def _compiled_channels(owner: Any, original: Any) -> Any:
 def _if_plain(cls: Any, original: Any) -> Any:
     reason = _plain_args.why_not_plain(cls)
     if reason is not None:
-        raise ChangedError(f"of {cls.__name__}, {reason}")
+        raise ChangedError(
+            f"{cls.__name__} is not a plain dataclass: {reason}"
+        )
     return original
 
 

@@ -350,8 +350,13 @@ def _runs(hook: Any, name: str) -> bool:
 
 
 def _caller() -> int:
-    """The `stacklevel`, for warnings.warn, of the code that called us."""
+    """The `stacklevel`, for warnings.warn, of the code that called us.
+
+    RoboOrchardLab's own is not it: with `lab.install` it calls ours.
+    """
     frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals is globals():
+    while frame.f_back and str(frame.f_globals.get("__name__")).startswith(
+        (__name__, "robo_orchard_lab.")
+    ):
         frame, level = frame.f_back, level + 1
     return level

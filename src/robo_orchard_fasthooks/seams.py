@@ -13,6 +13,12 @@ from typing import Any, NamedTuple
 __all__ = ["ChangedError", "Replaced", "Seam", "check_home"]
 
 
+_STARS: dict[Any, str] = {
+    inspect.Parameter.VAR_POSITIONAL: "*",
+    inspect.Parameter.VAR_KEYWORD: "**",
+}
+
+
 class ChangedError(Exception):
     """A function is not what it is expected to be."""
 
@@ -85,8 +91,8 @@ class Seam:
         owner, attribute, original = self.find()
         replacement = self.make(owner, original)
         replaced = Replaced(owner, attribute, original, replacement)
-        undo.callback(self._put_back, replaced)
         setattr(owner, attribute, replacement)
+        undo.callback(self._put_back, replaced)
         return replaced
 
     def find(self) -> tuple[Any, str, Any]:
@@ -115,7 +121,12 @@ class Seam:
             raise ChangedError("there is no such name") from None
         function = getattr(original, "__func__", original)
         check_home(function, self.module)
-        parameters = ", ".join(inspect.signature(function).parameters)
+        parameters = ", ".join(
+            _STARS.get(parameter.kind, "") + name
+            for name, parameter in inspect.signature(
+                function
+            ).parameters.items()
+        )
         if self.parameters not in (None, parameters):
             raise ChangedError(f"its parameters are ({parameters})")
         return owner, attribute, original
