@@ -47,11 +47,12 @@ def main() -> None:
         code = None if options.m else _compile(program)
         lab.install()
     except OSError as error:
-        run.error(f"cannot open {program!r}: {error.strerror}")
+        reason = f"cannot open {program!r}: {error.strerror}"
+        run.exit(2, f"{run.prog}: error: {reason}\n")
     except ImportError as error:
         if error.name != "robo_orchard_lab":
             raise
-        run.error(str(error))
+        run.exit(2, f"{run.prog}: error: {error}\n")
     sys.argv = options.program
     if options.m:
         _run_main_of(program)
@@ -82,29 +83,38 @@ def info() -> None:
 def _compile(path: str) -> CodeType | None:
     if get_importer(path) is not None:
         return None  # A folder or an archive, with a __main__.py.
-    absolute = os.path.abspath(path)
-    if path.endswith(".pyc"):
-        return SourcelessFileLoader("__main__", absolute).get_code("__main__")
-    loader = SourceFileLoader("__main__", absolute)
-    return loader.source_to_code(loader.get_data(absolute), absolute)
+    loader = _loader(path)
+    if isinstance(loader, SourcelessFileLoader):
+        return loader.get_code("__main__")
+    return loader.source_to_code(loader.get_data(loader.path), loader.path)
+
+
+def _loader(path: str) -> SourceFileLoader | SourcelessFileLoader:
+    kind = SourcelessFileLoader if path.endswith(".pyc") else SourceFileLoader
+    # As `python` makes a path absolute: what is in it, as `..`, stays.
+    return kind("__main__", os.path.join(os.getcwd(), path))
 
 
 def _run_script(path: str, code: CodeType | None) -> None:
+    safe = getattr(sys.flags, "safe_path", False)  # From 3.11 on.
+    if not safe:
+        del sys.path[0]  # The folder of `python -m`.
     if code is None:
-        sys.path[0] = os.path.abspath(path)
+        sys.path.insert(0, os.path.abspath(path))
         _run_main_of("__main__")
         return
-    if not getattr(sys.flags, "safe_path", False):  # From 3.11 on.
-        sys.path[0] = os.path.dirname(os.path.realpath(path))
+    if not safe:
+        sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
     namespace = vars(_new_main())
-    file = os.path.abspath(path)
-    namespace["__file__"] = file
-    namespace["__loader__"] = SourceFileLoader("__main__", file)
+    namespace["__loader__"] = loader = _loader(path)
+    namespace["__file__"] = loader.path
     exec(code, namespace)
 
 
 def _run_main_of(module: str) -> None:
     _new_main()
+    if module != "__main__":
+        sys.argv[0] = "-m"  # Until it is found.
     # What `python -m` itself calls. The public run_module would take __main__
     # away again before the functions given to atexit run, or pickle.
     run = runpy._run_module_as_main  # type: ignore[attr-defined]
@@ -113,6 +123,9 @@ def _run_main_of(module: str) -> None:
 
 def _new_main() -> ModuleType:
     module = sys.modules["__main__"] = ModuleType("__main__")
+    # multiprocessing's other name of it, by which spawned processes pickle.
+    if "__mp_main__" in sys.modules:
+        sys.modules["__mp_main__"] = module
     vars(module).update(
         __annotations__={}, __builtins__=builtins, __cached__=None
     )

@@ -1,0 +1,294 @@
+"""The command line: `run` does what python does, with RoboOrchardLab's own."""
+
+from __future__ import annotations
+
+import json
+import platform
+import py_compile
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import torch
+
+from robo_orchard_fasthooks import lab
+
+FORKS = Path(__file__).with_name("forks.py")
+
+PROBE = """
+import atexit, json, os, pickle, signal, sys
+class Local:
+    pass
+def at_exit():
+    print(__name__, sys.argv, type(pickle.loads(pickle.dumps(Local()))))
+def fail():
+    raise ValueError("of the script")
+atexit.register(at_exit)
+facts = {
+    "argv": sys.argv,
+    "path": sys.path,
+    "is main": vars(sys.modules["__main__"]) is globals(),
+    "builtins": __builtins__.__name__,
+    "loader": type(__loader__).__name__,
+    "spec": __spec__ and (__spec__.name, __spec__.origin, __spec__.parent),
+    "input": sys.stdin.read(),
+    **{n: globals().get(n) for n in ("__name__", "__file__", "__package__")},
+}
+print(json.dumps(facts))
+do = sys.argv[2] if sys.argv[1:2] == ["do"] else ""
+exec(do)
+"""
+
+POOLS = """
+import multiprocessing, sys
+class Local:
+    pass
+def look(value):
+    ours = sys.modules.get("robo_orchard_fasthooks.lab")
+    right = type(value) is Local
+    return right, __name__, ours is not None and ours.status().installed
+if __name__ == "__main__":
+    for method in ("spawn", "fork"):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            print(method, *pool.apply(look, [Local()]))
+"""
+
+FILES = {
+    "probe.py": PROBE,
+    "deep/probe.py": PROBE,
+    "app/__main__.py": PROBE + "import beside\n",
+    "app/beside.py": "print('beside', __name__)",
+    "pkg/__init__.py": "",
+    "pkg/__main__.py": "from .mod import Local\n",
+    "pkg/mod.py": "from . import other\n" + PROBE,
+    "pkg/other.py": "print('other', __name__)",
+    "bare/__init__.py": "",
+    "broken/__init__.py": "import no_such_dependency",
+    "cookie.py": b"# coding: latin-1\nprint(ascii('\xe9'))\n",
+    "globals.py": "print(sorted(globals()))",
+    "alias.py": "import multiprocessing, sys\n"
+    "print(sys.modules['__mp_main__'] is sys.modules['__main__'])",
+    "init/__init__.py": "import sys; print(sys.argv)",
+    "init/__main__.py": "",
+    "pools.py": POOLS,
+    "pkg/pools.py": POOLS,
+    "syntax.py": "def f(:\n",
+    "empty/nothing.txt": "",
+}
+
+SAME = {
+    "options": ["probe.py", "--help", "-m", "run", "--", "-x", "--", "a b"],
+    "dashes first": ["probe.py", "--", "a"],
+    "short option first": ["probe.py", "-m", "pkg"],
+    "dot": ["./probe.py"],
+    "detour": ["deep/../probe.py"],
+    "link": ["deep/link.py", "a"],
+    "folder": ["app", "a"],
+    "archive": ["app.zip", "a"],
+    "package": ["-m", "pkg", "-m", "--help"],
+    "module": ["-m", "pkg.mod", "--", "a"],
+    "cookie": ["cookie.py"],
+    "compiled": ["probe.pyc", "a"],
+    "globals": ["globals.py"],
+    # Where the results of spawned workers find their classes.
+    "multiprocessing's alias": ["alias.py"],
+    "package that looks at argv": ["-m", "init", "a"],
+    "syntax error": ["syntax.py"],
+    "folder without main": ["empty"],
+    "package without main": ["-m", "bare"],
+    "unknown module": ["-m", "no_such_module", "a"],
+    "unknown submodule": ["-m", "pkg.no_such_module"],
+    "module of unknown package": ["-m", "no_such_package.mod"],
+    "broken package": ["-m", "broken.mod"],
+    **{
+        f"do {code}": ["probe.py", "do", code]
+        for code in (
+            "sys.exit(3)",
+            "sys.exit('text')",
+            "sys.exit(None)",
+            "sys.exit(-1)",
+            "raise SystemExit",
+            "fail()",
+            "raise KeyboardInterrupt",
+            "os.kill(os.getpid(), signal.SIGINT)",
+            "os._exit(5)",
+            "os.abort()",
+            "sys.stdout.write('no end of line'); sys.exit(True)",
+        )
+    },
+    "exit of a module": ["-m", "pkg.mod", "do", "sys.exit(4)"],
+    "failure of a module": ["-m", "pkg.mod", "do", "fail()"],
+}
+
+
+@dataclass
+class Ended:
+    """How a program ended, and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+    def about(self, folder: Path) -> Ended:
+        """Of a traceback, what is the script's, and how it ends."""
+        lines = self.err.splitlines()
+        if any(line.startswith("  File ") for line in lines):
+            ours = [line for line in lines if str(folder) in line]
+            return replace(self, err="\n".join([*ours, lines[-1]]))
+        return self
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("programs").resolve()
+    for name, text in FILES.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    (folder / "deep" / "link.py").symlink_to(folder / "probe.py")
+    with ZipFile(folder / "app.zip", "w") as archive:
+        for path in (folder / "app").iterdir():
+            archive.write(path, path.name)
+    py_compile.compile(folder / "probe.py", folder / "probe.pyc")
+    return folder
+
+
+def by_python(folder: Path, *command: str) -> Ended:
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        input="piped",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr).about(folder)
+
+
+class Forks:
+    """Runs commands of robo_orchard_fasthooks, in forks of one process."""
+
+    def __init__(self, folder: Path, streams: Path, *flags: str) -> None:
+        self.folder = folder
+        self.streams = [streams / name for name in ("in", "out", "err")]
+        self.process = subprocess.Popen(
+            [sys.executable, *flags, FORKS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *args: str) -> Ended:
+        for path, text in zip(self.streams, ("piped", "", ""), strict=True):
+            path.write_text(text)
+        case = {
+            "args": args,
+            "cwd": str(self.folder),
+            "streams": list(map(str, self.streams)),
+        }
+        print(json.dumps(case), file=self.process.stdin, flush=True)
+        status = int(self.process.stdout.readline())
+        out, err = (path.read_text() for path in self.streams[1:])
+        return Ended(status, out, err).about(self.folder)
+
+
+@pytest.fixture(scope="module")
+def make_forks(folder, tmp_path_factory):
+    with ExitStack() as stack:
+
+        def make(*flags: str) -> Forks:
+            streams = tmp_path_factory.mktemp("streams")
+            forks = Forks(folder, streams, *flags)
+            stack.enter_context(forks.process)  # Closes its input first.
+            return forks
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def forks(make_forks) -> Forks:
+    return make_forks()
+
+
+@pytest.fixture(scope="module")
+def safe_forks(make_forks) -> Forks:
+    return make_forks("-P")
+
+
+@pytest.mark.parametrize("args", SAME.values(), ids=SAME)
+def test_run_does_as_python_does(args, folder, forks):
+    assert forks("run", *args) == by_python(folder, *args)
+
+
+def test_a_process_of_its_own_does_as_a_fork_does(folder, forks):
+    args = ("run", "probe.py", "do", "fail()")
+    ended = forks(*args)
+    assert ended == by_python(folder, "-m", "robo_orchard_fasthooks", *args)
+    assert ended.status == 1
+    assert json.loads(ended.out.splitlines()[0])["input"] == "piped"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["probe.py", "a"],
+        ["-m", "pkg"],
+        ["app", "a"],
+    ],
+)
+def test_run_keeps_a_safe_path_as_python_does(args, folder, safe_forks):
+    assert safe_forks("run", *args) == by_python(folder, "-P", *args)
+
+
+@pytest.mark.parametrize("args", [["pools.py"], ["-m", "pkg.pools"]])
+def test_forked_workers_are_installed_and_spawned_ones_are_not(
+    args, folder, forks
+):
+    plain, ours = by_python(folder, *args), forks("run", *args)
+    assert plain.out == (
+        "spawn True __mp_main__ False\nfork True __main__ False\n"
+    )
+    out = plain.out.replace("__main__ False", "__main__ True")
+    assert ours == replace(plain, out=out)
+
+
+def test_a_script_that_is_not_there_is_an_error_that_names_it(forks):
+    ended = forks("run", "missing.py", "a")
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err == (
+        "python -m robo_orchard_fasthooks run: error: cannot open "
+        "'missing.py': No such file or directory\n"
+    )
+
+
+def test_info_says_what_a_bug_report_should(forks):
+    ended = forks("info")
+    assert (ended.status, ended.err) == (0, "")
+    first, *lines = ended.out.splitlines()
+    status = lab.status()
+    assert first == (
+        f"robo_orchard_fasthooks {version('robo_orchard_fasthooks')} "
+        "is installed in robo_orchard_lab 0.4.0"
+    )
+    assert lines[0] == f"  compiled extension: {status.extension}"
+    names = dict(map(str.split, lines[1 : 1 + len(status.names)]))
+    assert names == {
+        name.removeprefix("robo_orchard_lab."): "replaced"
+        for name in status.names
+    }
+    gpus = range(torch.cuda.device_count())
+    cuda = ", ".join(map(torch.cuda.get_device_name, gpus)) or "no GPU"
+    assert lines[1 + len(names) :] == [
+        *(
+            f"{package} {version(package)}"
+            for package in ("robo_orchard_core", "accelerate", "torch")
+        ),
+        f"CUDA {torch.version.cuda or 'not built in'}: {cuda}",
+        f"CPython {sys.version}",
+        platform.platform(),
+    ]

@@ -1,0 +1,152 @@
+"""Trains on digits as users of RoboOrchardLab do, and knows nothing of us."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from robo_orchard_lab.pipeline.batch_processor.simple import (
+    SimpleBatchProcessor,
+)
+from robo_orchard_lab.pipeline.hook_based_trainer import (
+    GradientClippingHookConfig,
+    HookBasedTrainer,
+    ResumeCheckpointConfig,
+)
+from robo_orchard_lab.pipeline.hooks.checkpoint import SaveCheckpointConfig
+from robo_orchard_lab.pipeline.hooks.loss_tracker import LossTrackerConfig
+from robo_orchard_lab.pipeline.hooks.mixin import (
+    ClassType,
+    HookContext,
+    PipelineHookArgs,
+    PipelineHooks,
+    PipelineHooksConfig,
+)
+from robo_orchard_lab.pipeline.hooks.stats import StatsMonitorConfig
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+logger = logging.getLogger("train_lab")
+
+
+class Classify(SimpleBatchProcessor):
+    def forward(self, model, batch):
+        images, labels = batch
+        logits = model(images)
+        loss = nn.functional.cross_entropy(logits, labels)
+        hits = (logits.argmax(1) == labels).float().mean()
+        return {"entropy_loss": loss, "hits": hits}, loss
+
+
+class Recorder(PipelineHooks):
+    """Keeps losses and gradient norms, and logs what each epoch got right."""
+
+    def __init__(self, cfg: RecorderConfig) -> None:
+        super().__init__()
+        self.every = cfg.every
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self.hits: list[float] = []
+        for channel, before, after in (
+            ("on_loop", self.begin_loop, None),
+            ("on_epoch", None, self.end_epoch),
+            ("on_step", None, self.end_step),
+            ("on_model_backward", None, self.take_norm),
+        ):
+            hook = HookContext.from_callable(before=before, after=after)
+            self.register_hook(channel, hook)
+
+    def begin_loop(self, args: PipelineHookArgs) -> None:
+        logger.info("starts at step %d", args.global_step_id)
+
+    def take_norm(self, args: PipelineHookArgs) -> None:
+        grads = [param.grad for param in args.model.parameters()]
+        self.norms.append(nn.utils.get_total_norm(grads).item())
+
+    def end_step(self, args: PipelineHookArgs) -> None:
+        self.losses.append(args.reduce_loss.item())
+        self.hits.append(args.model_outputs["hits"].item())
+        if args.global_step_id % self.every == 0:
+            logger.info("step %d loss %r", args.step_id, self.losses[-1])
+
+    def end_epoch(self, args: PipelineHookArgs) -> None:
+        hits = sum(self.hits) / len(self.hits)
+        logger.info("epoch %d hits %r", args.epoch_id, hits)
+        self.hits.clear()
+
+
+class RecorderConfig(PipelineHooksConfig[Recorder]):
+    class_type: ClassType[Recorder] = Recorder
+    every: int = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--resume", metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    options = parser.parse_args()
+    logging.basicConfig(
+        stream=sys.stdout,
+        level=logging.INFO,
+        format="%(asctime)s %(name)s:%(lineno)d %(message)s",
+    )
+    set_seed(0)
+    accelerator = Accelerator(
+        cpu=True,
+        project_config=ProjectConfiguration(
+            project_dir=str(options.out), automatic_checkpoint_naming=True
+        ),
+    )
+    digits = load_digits()
+    images = torch.tensor(digits.images / 16, dtype=torch.float32)
+    data = TensorDataset(images.unsqueeze(1), torch.tensor(digits.target))
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, kernel_size=3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.1),  # So that the state of the generator matters.
+        nn.Linear(8 * 4 * 4, 10),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    recorder = RecorderConfig()()
+    trainer = HookBasedTrainer(
+        accelerator=accelerator,
+        model=model,
+        dataloader=DataLoader(data, batch_size=64, shuffle=True),
+        batch_processor=Classify(),
+        optimizer=optimizer,
+        lr_scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 20),
+        hooks=[
+            StatsMonitorConfig(step_log_freq=8),
+            LossTrackerConfig(step_log_freq=8),
+            SaveCheckpointConfig(save_epoch_freq=1),
+            recorder,
+        ],
+        max_epoch=options.epochs,
+        grad_clip=GradientClippingHookConfig(clip_mode="norm", max_norm=0.5),
+        resume_from=ResumeCheckpointConfig(resume_from=options.resume)
+        if options.resume
+        else None,
+    )
+    trainer()
+    if accelerator.is_main_process:
+        result = {
+            "parameters": accelerator.unwrap_model(model).state_dict(),
+            "losses": recorder.losses,
+            "norms": recorder.norms,
+            "num_processes": accelerator.num_processes,
+        }
+        torch.save(result, options.out / "result.pt")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
