@@ -142,11 +142,14 @@ Returns:
         self._hooks = ()
 
     cdef object _add(self, tuple hooks):
+        cdef dict members = self._members
         for hook in hooks:
             check_hook(hook)
-        # A copy, so that nothing is added if one cannot be hashed or compared.
-        members = self._members.copy()
-        members.update(dict.fromkeys(hooks))
+        if len(hooks) > 1:
+            # Nothing is added if one cannot be hashed or compared.
+            members = members.copy()
+        for hook in hooks:
+            members[hook] = None
         self._members, self._hooks = members, tuple(members)
         return RemoveableHandle(partial(self._discard, hooks))
 

@@ -171,8 +171,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
                 cannot be hashed.
         """
         registered = find_channel(self, channel)
-        check_hook(hook)
-        _warn_of_late_clipping(registered, [hook])
+        _warn_of_late_clipping(registered, (hook,))
         return registered.register(hook)
 
     def register_pipeline_hooks(
@@ -322,7 +321,10 @@ _warned_of: WeakSet[HookContext] = WeakSet()
 
 def _warn_of_late_clipping(channel: Any, added: Iterable[Any]) -> None:
     """Warns if a hook to add clips gradients after another has stepped."""
-    if not any(_runs(hook, "GradientClippingHook") for hook in added):
+    for hook in added:
+        if _runs(hook, "GradientClippingHook"):
+            break
+    else:
         return
     hooks = list(dict.fromkeys((*channel._context_handlers, *added)))
     stepping = [_runs(hook, "OptimizerHook") for hook in hooks]
@@ -346,7 +348,10 @@ def _warn_of_late_clipping(channel: Any, added: Iterable[Any]) -> None:
 def _runs(hook: Any, name: str) -> bool:
     """Whether a hook calls a method of a class of that name, whoever's."""
     owner = getattr(getattr(hook, "_after", None), "__self__", hook)
-    return any(cls.__name__ == name for cls in type(owner).__mro__)
+    for cls in type(owner).__mro__:
+        if cls.__name__ == name:
+            return True
+    return False
 
 
 def _caller() -> int:
