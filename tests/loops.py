@@ -1,0 +1,23 @@
+"""Work to be counted, which imports nothing."""
+
+
+def loop(length):
+    def run(n):
+        for _ in range(n):
+            for _ in range(length):
+                pass
+
+    return run
+
+
+def ten():
+    return loop(10)
+
+
+def thirty():
+    print("what it prints is not taken for a count")
+    return loop(30)
+
+
+def fifty():
+    return loop(50)
