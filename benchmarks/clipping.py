@@ -28,8 +28,7 @@ import robo_orchard_fasthooks as ours
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import upstream  # noqa: E402
-
-Shapes = list[tuple[int, ...]]
+from shapes import MODELS, Shapes  # noqa: E402
 
 
 @dataclass
@@ -124,6 +123,28 @@ CASES = [
 ]
 
 
+# The models' parameters, in both dtypes, by norm and by value.
+OF_MODELS = [
+    Case(f"{name}, {str(dtype)[6:]}{how}", shapes, dtypes=[dtype], mode=mode)
+    for name, shapes in MODELS.items()
+    for dtype in (torch.float32, torch.bfloat16)
+    for mode, how in (("norm", ""), ("value", ", by value"))
+]
+
+# What the gate counts: small, as counting takes 50 times as long.
+COUNTED = [
+    (Case("1,000 x 64 elements", equal(1000, 64)), "below"),
+    (Case("1,000 x 64 elements", equal(1000, 64)), "above"),
+    (Case("1,000 of different shapes", different(1000)), "below"),
+    (Case("1,000 of different shapes", different(1000)), "above"),
+    (
+        Case("1,000 x 64, bfloat16", equal(1000, 64), dtypes=[torch.bfloat16]),
+        "below",
+    ),
+    (Case("1,000 x 64, by value", equal(1000, 64), mode="value"), "below"),
+]
+
+
 class UPSTREAM:
     """RoboOrchardLab 0.4.0's hook."""
 
@@ -131,7 +152,7 @@ class UPSTREAM:
     PipelineHookArgs = upstream.mixin.PipelineHookArgs
 
 
-LIBRARIES: list[Any] = [UPSTREAM, ours]
+LIBRARIES: dict[str, Any] = {"upstream": UPSTREAM, "ours": ours}
 
 
 def hook_of_config(
@@ -150,47 +171,80 @@ def hook_of_config(
     return lambda: hook._gradient_clipping(args)
 
 
-def hook_of(
-    library: Any, case: Case, limit: float, device: str = "cpu"
-) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Makes what is timed, and what restores the gradients before it."""
+def gradients(case: Case, device: str = "cpu") -> list[torch.nn.Parameter]:
+    """Parameters with gradients, the same ones on each call."""
     generator = torch.Generator().manual_seed(0)
     params = []
     for index, shape in enumerate(case.shapes):
         dtype = case.dtypes[index % len(case.dtypes)]
-        param = torch.nn.Parameter(
-            torch.zeros(shape, dtype=dtype, device=device)
-        )
+        # Without memory of its own: only gradients are clipped.
+        value = torch.zeros((), dtype=dtype, device=device).expand(shape)
+        param = torch.nn.Parameter(value)
         param.grad = torch.randn(shape, generator=generator).to(param)
         params.append(param)
+    return params
+
+
+def hooks_of(
+    case: Case, limit: float, device: str = "cpu"
+) -> tuple[dict[str, Callable[[], None]], Callable[[], None]]:
+    """Makes what is timed, by library, and what restores the gradients."""
+    # The same for both: where they lie can make 10 % of the time.
+    params = gradients(case, device)
     grads = [param.grad for param in params]
     saved = [grad.clone() for grad in grads]
     accelerator = Accelerator(cpu=device == "cpu")
-    clip = hook_of_config(
-        library,
-        accelerator,
-        accelerator.prepare(torch.optim.SGD(params, lr=0.1)),
-        case.mode,
-        max_norm=limit,
-        clip_value=limit,
-        norm_type=case.norm_type,
+    clips = {
+        name: hook_of_config(
+            library,
+            accelerator,
+            accelerator.prepare(torch.optim.SGD(params, lr=0.1)),
+            case.mode,
+            max_norm=limit,
+            clip_value=limit,
+            norm_type=case.norm_type,
+        )
+        for name, library in LIBRARIES.items()
+    }
+
+    def restore() -> None:
+        torch._foreach_copy_(grads, saved)
+
+    return clips, restore
+
+
+def repeated(library: Any, case: Case, side: str) -> Callable[[int], None]:
+    """Clips as often as asked, without restoring the gradients."""
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(torch.optim.SGD(gradients(case), lr=0.1))
+    config = library.GradientClippingHookConfig(
+        clip_mode=case.mode, max_norm=1e12, clip_value=1e12
     )
-    return clip, lambda: torch._foreach_copy_(grads, saved)
+    hook, args = config(), library.PipelineHookArgs(accelerator)
+    args.optimizer = optimizer
+
+    def run(n: int) -> None:
+        for index in range(n):
+            if side == "above":  # Of what it was clipped to the last time.
+                hook.max_norm = 1e-3 / 2**index
+            hook._gradient_clipping(args)
+
+    return run
 
 
 def times(case: Case, limit: float, rounds: int) -> tuple[float, float, float]:
     """Median nanoseconds of upstream's hook and ours, and of their ratios."""
-    hooks = [hook_of(library, case, limit) for library in LIBRARIES]
-    samples: list[tuple[int, int]] = []
+    clips, restore = hooks_of(case, limit)
+    samples: list[list[int]] = []
     for number in range(rounds + 3):
         pair = []
-        for clip, restore in hooks:
+        for clip in clips.values():
             restore()
             start = thread_time_ns()
             clip()
             pair.append(thread_time_ns() - start)
         if number >= 3:
-            samples.append((pair[0], pair[1]))
+            samples.append(pair)
     return (
         median(first for first, _ in samples),
         median(second for _, second in samples),

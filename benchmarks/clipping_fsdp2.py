@@ -58,7 +58,7 @@ def main() -> int:
     for side, limit in (("below", 1e12), ("above", 1e-3)):
         clips = [
             hook_of_config(library, accelerator, optimizer, max_norm=limit)
-            for library in LIBRARIES
+            for library in LIBRARIES.values()
         ]
         runs = []
         for _ in range(3):

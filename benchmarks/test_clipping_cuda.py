@@ -41,11 +41,9 @@ CASES = {
 def hooks(request: Any, title: str) -> list[Any]:
     """Each side's clip and restore functions, upstream's first."""
     limit = LIMITS[request.param]
-    made = [
-        clipping.hook_of(library, CASES[title], limit, "cuda")
-        for library in clipping.LIBRARIES
-    ]
-    for clip, restore in made * 3:
+    clips, restore = clipping.hooks_of(CASES[title], limit, "cuda")
+    made = [(clip, restore) for clip in clips.values()]
+    for clip, _ in made * 3:
         restore()
         clip()
     torch.cuda.synchronize()

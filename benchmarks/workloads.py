@@ -1,7 +1,8 @@
 """What is measured: deterministic pieces of a training loop's hook overhead.
 
 Each workload is a function of the implementation under test (`Library`) that
-returns a callable `run(n)`, which does the work n times.
+returns a callable `run(n)`, which does the work n times. `dispatch` lists
+them with their floors: the same work written out by hand, without hooks.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,23 @@ class Library:
     """PipelineHookArgs."""
 
 
+@dataclass
+class Workload:
+    """A piece of work that every implementation can do."""
+
+    name: str
+    make: Callable[[Library], Run]
+    floor: Callable[[], Run] | None = None
+    """Makes the same work, written out by hand."""
+    counted: bool = True
+    """Whether its instructions are the same in each run."""
+
+
 def ours() -> Library:
     """This package."""
-    from robo_orchard_fasthooks import PipelineHookArgs, PipelineHooks
+    from robo_orchard_fasthooks import mixin
 
-    return Library("ours", PipelineHooks, PipelineHookArgs)
+    return Library("ours", mixin.PipelineHooks, mixin.PipelineHookArgs)
 
 
 def upstream() -> Library:
@@ -109,9 +123,13 @@ def begin(
     return run
 
 
-def callbacks_in_loops(count: int) -> Run:
+def begin_in_loops(
+    make_hooks: Callable[[int], list[HookContext]], count: int
+) -> Run:
     """The floor of `begin`: as many callbacks, called from Python loops."""
-    befores, afters, args = _callbacks(count), _callbacks(count), object()
+    hooks, args = make_hooks(count), object()
+    befores = [getattr(hook, "_before", hook.before) for hook in hooks]
+    afters = [getattr(hook, "_after", hook.after) for hook in hooks]
 
     def run(n: int) -> None:
         for _ in repeat(None, n):
@@ -121,6 +139,74 @@ def callbacks_in_loops(count: int) -> Run:
             finally:
                 for after in afters:
                     after(args)
+
+    return run
+
+
+def begin_raising(library: Library) -> Run:
+    """One begin+end pair with 4 hooks and a body that raises one exception."""
+    hooks = library.hooks()
+    args = library.args(accelerator=None)
+    for hook in from_callable(4):
+        hooks.register_hook("on_step", hook)
+    error = ValueError()
+
+    def run(n: int) -> None:
+        for _ in repeat(None, n):
+            try:
+                with hooks.begin("on_step", args):
+                    raise error
+            except ValueError:
+                error.__traceback__ = None  # Or it grows with every step.
+
+    return run
+
+
+def raising_in_loops() -> Run:
+    """The floor of `begin_raising`: the loops, around the same body."""
+    befores, afters, args = _callbacks(4), _callbacks(4), object()
+    error = ValueError()
+
+    def run(n: int) -> None:
+        for _ in repeat(None, n):
+            try:
+                for before in befores:
+                    before(args)
+                try:
+                    raise error
+                finally:
+                    for after in afters:
+                        after(args)
+            except ValueError:
+                error.__traceback__ = None
+
+    return run
+
+
+def register(library: Library) -> Run:
+    """One hook registered beside 16 others, and unregistered again."""
+    hooks = library.hooks()
+    *others, hook = from_callable(17)
+    for other in others:
+        hooks.register_hook("on_step", other)
+
+    def run(n: int) -> None:
+        for _ in repeat(None, n):
+            hooks.register_hook("on_step", hook)()
+
+    return run
+
+
+def merge(library: Library) -> Run:
+    """A set of 4 hooks added to a set of 16, and unregistered again."""
+    hooks, others = library.hooks(), library.hooks()
+    for target, count in ((hooks, 16), (others, 4)):
+        for hook in from_callable(count):
+            target.register_hook("on_step", hook)
+
+    def run(n: int) -> None:
+        for _ in repeat(None, n):
+            hooks.register_pipeline_hooks(others)()
 
     return run
 
@@ -252,11 +338,11 @@ def step(library: Library) -> Run:
     return run
 
 
-def step_inlined(library: Library) -> Run:
+def step_inlined(args: type) -> Run:
     """The floor of `step`: the same, its hooks written out as loops."""
     before_step, after_step = _callbacks(4), _callbacks(4)
     before_batch, after_batch = _callbacks(1), _callbacks(1)
-    cls = library.args
+    cls = args
 
     def run(n: int) -> None:
         (
@@ -314,3 +400,31 @@ def step_inlined(library: Library) -> Run:
                 after(on_step)
 
     return run
+
+
+def dispatch(args: type) -> list[Workload]:
+    """All workloads that need no torch.
+
+    Args:
+        args (type): The arguments with which the floor of a step is built.
+    """
+    return [
+        *(
+            Workload(
+                f"begin, {count} hook{'s' * (count != 1)} ({hooks.__name__})",
+                partial(begin, make_hooks=hooks, count=count),
+                partial(begin_in_loops, hooks, count),
+                # Many classes collide in CPython's method cache, or not, by
+                # the addresses of names: 20 % of all instructions.
+                counted=hooks is from_callable or count <= 4,
+            )
+            for hooks in (from_callable, subclassed)
+            for count in (0, 1, 4, 16, 64, 256)
+        ),
+        Workload("begin, raising body", begin_raising, raising_in_loops),
+        Workload("arguments built", build_args),
+        Workload("arguments copied, 3 updates", copy_args),
+        Workload("hook registered and unregistered", register),
+        Workload("hooks merged and unregistered", merge),
+        Workload("training step", step, partial(step_inlined, args)),
+    ]
