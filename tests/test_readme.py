@@ -8,10 +8,12 @@ from pathlib import Path
 README = Path(__file__).parent.parent / "README.md"
 
 
+EXAMPLE, IN_CI = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+
+
 def test_the_example_runs():
-    (source,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     result = subprocess.run(
-        [sys.executable, "-c", source],
+        [sys.executable, "-c", EXAMPLE],
         capture_output=True,
         text=True,
         timeout=120,
@@ -22,3 +24,16 @@ def test_the_example_runs():
     assert lines[1] == "  0 GradientClippingHook"
     assert lines[3] == "  1 OptimizerHook"
     assert re.fullmatch(r"step 2: loss \d+\.\d{3}", lines[-1])
+
+
+def test_the_gate_of_your_ci_runs(tmp_path):
+    (tmp_path / "test_hooks.py").write_text(IN_CI)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "test_hooks.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout
+    assert "1 passed" in result.stdout
