@@ -50,7 +50,7 @@ setup(
                 define_macros=[("CYTHON_TRACE", "1")] if DEBUG else [],
                 extra_compile_args=COMPILE_ARGS,
             )
-            for name in ("_args", "_dispatch", "_plain_args")
+            for name in ("_args", "_dispatch", "_plain_args", "_record")
         ],
         include_path=["csrc"],
         build_dir="build",

@@ -15,6 +15,7 @@ from .mixin import (
     RemoveableHandle,
 )
 from .optimizer import OptimizerHook, OptimizerHookConfig
+from .profiler import HookProfiler
 
 __all__ = [
     "ClassType",
@@ -22,6 +23,7 @@ __all__ = [
     "GradientClippingHookConfig",
     "HookContext",
     "HookContextChannel",
+    "HookProfiler",
     "ModelOutput",
     "ModelOutputHasLossKeys",
     "OptimizerHook",

@@ -5,6 +5,8 @@ from typing import Any, Generic, TypeVar, final
 from robo_orchard_core.utils import hook as core
 from typing_extensions import disjoint_base
 
+from robo_orchard_fasthooks._record import Recorder
+
 T = TypeVar("T")
 CallableType = TypeVar("CallableType", bound=Callable[..., Any])
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -49,6 +51,10 @@ class RemoveableHandle(core.RemoveableHandle[CallableType]):
 
 def begin(self: Any, channel: str, arg: T) -> Scope[T]: ...
 def in_place(state: Mapping[str, Any], tells: bool) -> InPlaceChannel[Any]: ...
+def recorder_of(channel: Registrations[Any]) -> Recorder | None: ...
+def set_recorder(
+    channel: Registrations[Any], recorder: Recorder | None
+) -> None: ...
 def find_channel(hooks: Any, name: str) -> HookContextChannel[Any]: ...
 def check_hook(hook: object) -> None: ...
 

@@ -11,7 +11,16 @@ from typing import Any, Literal
 
 from robo_orchard_core.utils.hook import HookContext
 
-__all__ = ["add_note", "channel_repr", "describe", "hook_repr"]
+__all__ = [
+    "Phase",
+    "add_note",
+    "callback_of",
+    "channel_repr",
+    "describe",
+    "hook_repr",
+    "label",
+    "where",
+]
 
 Phase = Literal["before", "after"]
 _PHASES: tuple[Phase, ...] = ("before", "after")
@@ -35,11 +44,11 @@ def describe(channels: Mapping[Any, Any]) -> str:
         for position, hook in enumerate(channel._context_handlers):
             if position == 0:
                 lines.append(name)
-            lines.append(f"  {position} {_label(hook)}")
+            lines.append(f"  {position} {label(hook)}")
             for phase in _PHASES:
-                function = _callback(hook, phase)
+                function = callback_of(hook, phase)
                 if function is not None:
-                    lines.append(f"      {phase:<6} {_where(function)}")
+                    lines.append(f"      {phase:<6} {where(function)}")
     return "\n".join(lines) or "no hooks"
 
 
@@ -57,7 +66,7 @@ def add_note(
     """
     note = (
         f"raised by hook {position} of channel {channel!r}, in {phase}: "
-        f"{_where(_callback(hook, phase))}"
+        f"{where(callback_of(hook, phase))}"
     )
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)
@@ -92,8 +101,8 @@ def hook_repr(hook: Any) -> str:
     except Exception:
         lines = [f"name={getattr(hook, 'name', None)}"]
         for phase in _PHASES:
-            function = _callback(hook, phase)
-            shown = None if function is None else f"<{_where(function)}>"
+            function = callback_of(hook, phase)
+            shown = None if function is None else f"<{where(function)}>"
             lines.append(f"{phase}={shown}")
         return _boxed(type(hook), ", \n".join(lines))
 
@@ -102,7 +111,7 @@ def _boxed(cls: type, content: str) -> str:
     return f"<{cls.__module__}.{cls.__name__}(\n{indent(content, '  ')})>"
 
 
-def _callback(hook: Any, phase: Phase) -> Callable[..., Any] | None:
+def callback_of(hook: Any, phase: Phase) -> Callable[..., Any] | None:
     """The function that the hook runs in that phase, None if there is none."""
     if (
         type(hook) is _FromCallable
@@ -113,12 +122,12 @@ def _callback(hook: Any, phase: Phase) -> Callable[..., Any] | None:
     return getattr(hook, phase, None)
 
 
-def _label(hook: Any) -> str:
+def label(hook: Any) -> str:
     """The class that the hook belongs to, and its name if it has one."""
     owner = hook
     if type(hook) is _FromCallable:
         for phase in _PHASES:
-            function = _callback(hook, phase)
+            function = callback_of(hook, phase)
             if inspect.ismethod(function):
                 owner = function.__self__
                 break
@@ -129,7 +138,7 @@ def _label(hook: Any) -> str:
     return cls.__name__
 
 
-def _where(function: Any) -> str:
+def where(function: Any) -> str:
     """The name of a callable, with file and line if it was not compiled."""
     while isinstance(function, functools.partial):
         function = function.func

@@ -1,0 +1,24 @@
+from collections.abc import Callable
+from typing import Any
+
+class Stats:
+    count: int
+    sum: int
+    minimum: int
+    maximum: int
+    open: Callable[[], object] | None
+    close: Callable[[], object] | None
+    def record(self, time: int) -> None: ...
+    def quantile(self, q: float) -> float: ...
+    def clear(self) -> None: ...
+
+class Recorder:
+    scopes: Stats
+    bodies: Stats
+    def __init__(
+        self,
+        rows_of: Callable[[tuple[Any, ...], Any], tuple[Stats, ...]],
+        clock: Callable[[], int] | None = None,
+        after_scope: Callable[[], object] | None = None,
+    ) -> None: ...
+    def forget_hooks(self) -> None: ...

@@ -1,0 +1,224 @@
+"""What a HookProfiler found, as tables and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+from statistics import median
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["draw", "gather", "table", "table_of_ranks"]
+
+Profile = dict[str, Any]
+"""As HookProfiler.to_dict makes it."""
+
+
+def table(profile: Profile) -> str:
+    """The hooks, the one that took most first, and the channels.
+
+    Args:
+        profile (dict[str, Any]): Of a HookProfiler.
+
+    Returns:
+        str: Lines of columns.
+    """
+    hooks = _hooks(profile)
+    spent = sum(row["sum"] for _, row in hooks) or 1
+    device = any("device" in row for _, row in hooks)
+    lines = [
+        [
+            *("hook", "at", "share", "of scope", "count", "mean", "p50"),
+            *("p95", "max", *(["device"] if device else [])),
+        ]
+    ]
+    for channel, row in hooks:
+        lines.append(
+            [
+                row["hook"],
+                f"{channel}.{row['phase']}",
+                f"{row['sum'] / spent:.1%}",
+                f"{row['share_of_scope']:.1%}",
+                f"{row['count']:,}",
+                *(_time(row[key]) for key in ("mean", "p50", "p95", "max")),
+                *([_time(row["device"]["mean"])] if "device" in row else []),
+            ]
+        )
+    channels = [["channel", "scopes", "mean", "body", "hooks"]]
+    for name, channel in profile.items():
+        whole = channel["scope"]["sum"] or 1
+        body = channel["body"]["sum"] / whole
+        in_hooks = sum(row["sum"] for row in channel["hooks"]) / whole
+        channels.append(
+            [
+                name,
+                f"{channel['scope']['count']:,}",
+                _time(channel["scope"]["mean"]),
+                f"{body:.1%}",
+                f"{in_hooks:.1%}",
+            ]
+        )
+    return f"{_columns(lines, 2)}\n\n{_columns(channels, 1)}"
+
+
+def table_of_ranks(ranks: list[Profile]) -> str:
+    """Mean times over ranks, and which one is the slowest.
+
+    Args:
+        ranks (list[dict[str, Any]]): What each rank found.
+
+    Returns:
+        str: Lines of columns.
+    """
+    means: dict[tuple[str, str, str], dict[int, float]] = {}
+    for rank, profile in enumerate(ranks):
+        for channel, row in _hooks(profile):
+            key = (row["hook"], channel, row["phase"])
+            means.setdefault(key, {})[rank] = row["mean"]
+    lines = [["hook", "at", "min", "median", "max", "slowest", "ranks"]]
+    order = sorted(means.items(), key=lambda item: -max(item[1].values()))
+    for (hook, channel, phase), by_rank in order:
+        times = by_rank.values()
+        lines.append(
+            [
+                hook,
+                f"{channel}.{phase}",
+                *(_time(each(times)) for each in (min, median, max)),
+                f"rank {max(by_rank, key=lambda rank: by_rank[rank])}",
+                str(len(by_rank)),
+            ]
+        )
+    return _columns(lines, 2)
+
+
+def gather(
+    profile: Profile, accelerator: Accelerator, timeout: float
+) -> list[Profile]:
+    """What each rank found, by way of the store that they all met in.
+
+    Args:
+        profile (dict[str, Any]): What this rank found.
+        accelerator (Accelerator): Knows the ranks.
+        timeout (float): How many seconds to wait for the others.
+
+    Returns:
+        list[dict[str, Any]]: By rank.
+
+    Raises:
+        RuntimeError: Not all ranks came in time.
+    """
+    global _meetings
+    if accelerator.num_processes == 1:
+        return [profile]
+    # Not a collective: one that a rank does not join cannot be left.
+    store = dist.distributed_c10d._get_default_store()
+    ranks = range(accelerator.num_processes)
+    mine = accelerator.process_index
+    store.set(_key(_meetings, mine), json.dumps(profile))
+    keys = [_key(_meetings, rank) for rank in ranks]
+    try:
+        store.wait(keys, timedelta(seconds=timeout))
+    except RuntimeError as error:
+        missing = [rank for rank in ranks if not store.check([keys[rank]])]
+        store.delete_key(keys[mine])  # The next time is this one again.
+        if not missing:
+            raise
+        raise RuntimeError(
+            "every rank has to call table(reduce=accelerator): within "
+            f"{timeout:g} s rank {', '.join(map(str, missing))} did not"
+        ) from error
+    found = [json.loads(store.get(key)) for key in keys]
+    # All have come to this meeting, so all have read the last one.
+    store.delete_key(_key(_meetings - 1, mine))
+    _meetings += 1
+    return found
+
+
+_meetings = 0
+
+
+def _key(meeting: int, rank: int) -> str:
+    return f"robo_orchard_fasthooks/profile/{meeting}/{rank}"
+
+
+def draw(profile: Profile, path: str | Path) -> None:
+    """Draws the time of each hook, before and after apart.
+
+    Args:
+        profile (dict[str, Any]): Of a HookProfiler.
+        path (str | Path): The picture.
+
+    Raises:
+        ImportError: There is no matplotlib.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    sums: dict[tuple[str, str], dict[str, float]] = {}
+    for channel, row in _hooks(profile):
+        by_phase = sums.setdefault((channel, row["hook"]), {})
+        by_phase[row["phase"]] = row["sum"] / 1e9
+    names = [
+        f"{shorten(hook, 40)}\n{channel}".replace("$", r"\$")
+        for channel, hook in reversed(sums)
+    ]
+    height = 1.5 + 0.5 * len(names)
+    # A figure that is not pyplot's needs no display and no closing.
+    figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for phase, color, offset in (
+        ("before", "#E69F00", 0.2),
+        ("after", "#0072B2", -0.2),
+    ):
+        values = [times.get(phase, 0.0) for times in reversed(sums.values())]
+        places = [index + offset for index in range(len(names))]
+        bars = axes.barh(places, values, 0.4, color=color, label=phase)
+        shown = [_time(value * 1e9) if value else "" for value in values]
+        axes.bar_label(bars, shown, padding=3, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.xaxis.set_major_formatter(EngFormatter("s"))
+    axes.margins(x=0.12)
+    axes.set_xlabel("time in all")
+    axes.grid(axis="x", alpha=0.4)
+    axes.set_axisbelow(True)
+    axes.legend()
+    figure.savefig(path)
+
+
+def _hooks(profile: Profile) -> list[tuple[str, Profile]]:
+    """Channel and times of each callback, the one that took most first."""
+    hooks = [
+        (name, row)
+        for name, channel in profile.items()
+        for row in channel["hooks"]
+    ]
+    return sorted(hooks, key=lambda pair: -pair[1]["sum"])
+
+
+def _time(ns: float) -> str:
+    for unit, size in (("ns", 1), ("µs", 1e3), ("ms", 1e6)):
+        if ns < 999.5 * size:
+            return f"{ns / size:.3g} {unit}"
+    return f"{ns / 1e9:.3g} s" if ns < 999.5e9 else f"{ns / 1e9:,.0f} s"
+
+
+def _columns(rows: Iterable[list[str]], left: int) -> str:
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(
+                zip(row, widths, strict=True)
+            )
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
