@@ -123,6 +123,30 @@ def begin(
     return run
 
 
+def begin_profiled(library: Library) -> Run:
+    """One begin+end pair with 4 hooks, each callback timed where it is ours.
+
+    Upstream cannot, and times nothing.
+    """
+    hooks = library.hooks()
+    args = library.args(accelerator=None)
+    for hook in from_callable(4):
+        hooks.register_hook("on_step", hook)
+    if library.name == "ours":
+        from robo_orchard_fasthooks._dispatch import set_recorder
+        from robo_orchard_fasthooks._record import Recorder, Stats
+
+        recorder = Recorder(lambda hooks, phase: tuple(Stats() for _ in hooks))
+        set_recorder(hooks.hooks["on_step"], recorder)
+
+    def run(n: int) -> None:
+        for _ in repeat(None, n):
+            with hooks.begin("on_step", args):
+                pass
+
+    return run
+
+
 def begin_in_loops(
     make_hooks: Callable[[int], list[HookContext]], count: int
 ) -> Run:
@@ -422,6 +446,7 @@ def dispatch(args: type) -> list[Workload]:
             for count in (0, 1, 4, 16, 64, 256)
         ),
         Workload("begin, raising body", begin_raising, raising_in_loops),
+        Workload("begin, 4 hooks, profiled", begin_profiled),
         Workload("arguments built", build_args),
         Workload("arguments copied, 3 updates", copy_args),
         Workload("hook registered and unregistered", register),

@@ -1,9 +1,10 @@
 """Trains a small convolutional network on handwritten digits, with hooks.
 
 The data are scikit-learn's digits, 1,797 images that come with the package.
-On one process, then on two::
+On one process, with its hooks timed, and on two processes::
 
     python examples/train_digits.py
+    python examples/train_digits.py --profile
     torchrun --nproc-per-node 2 examples/train_digits.py --cpu
 
 Processes share each batch, so that training takes the same course, up to
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import NoReturn
@@ -36,6 +38,7 @@ from robo_orchard_fasthooks import (
     GradientClippingHook,
     GradientClippingHookConfig,
     HookContext,
+    HookProfiler,
     OptimizerHookConfig,
     PipelineHookArgs,
     PipelineHooks,
@@ -220,6 +223,7 @@ def parse_args() -> argparse.Namespace:
     add("--out", type=Path, default="train_digits.png", metavar="FILE.png")
     add("--seed", type=int, default=0)
     add("--cpu", action="store_true", help="use no GPU")
+    add("--profile", action="store_true", help="time the hooks")
     args = parser.parse_args()
     folder = args.out.parent
     if args.epochs < 1:
@@ -269,7 +273,9 @@ def main() -> None:
     hooks = PipelineHooks.from_hooks(
         [clipping, tracker, OptimizerHookConfig()]
     )
-    train(hooks, args)
+    profiler = HookProfiler(hooks)
+    with profiler if options.profile else nullcontext():
+        train(hooks, args)
     accuracy = evaluate(args, test_loader)
     if accelerator.is_main_process:
         losses = torch.stack(tracker.losses).cpu()
@@ -283,6 +289,9 @@ def main() -> None:
         print(f"training loss {last_epoch:.4f}")
         print(f"steps per second {max_step / tracker.seconds:.0f}")
         print(f"test accuracy {accuracy:.4f}")
+        if options.profile:
+            print(profiler.table())
+            profiler.plot(options.out.with_stem(f"{options.out.stem}_hooks"))
     # Without these, torchrun's children were seen to die as they exit.
     accelerator.wait_for_everyone()
     accelerator.end_training()

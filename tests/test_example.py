@@ -47,6 +47,7 @@ def runs(tmp_path_factory) -> dict[str, Run]:
         "again": (*SHORT, "--seed", "0", "--out", "named.PNG"),
         "other seed": (*SHORT, "--seed", "1"),
         "unclipped": (*SHORT, "--max-norm", "1e6"),
+        "profiled": (*SHORT, "--profile"),
         "full": ("--epochs", "12"),
     }
     return {
@@ -121,6 +122,22 @@ def test_picture_goes_where_out_says(runs):
 def test_same_seed_gives_the_same_result(runs):
     for name in ("clipped", "training loss", "test accuracy"):
         assert runs["again"].number(name) == runs["short"].number(name)
+
+
+def test_profile_ends_with_table_and_picture(runs):
+    profiled, plain = runs["profiled"], runs["short"]
+    for name in ("clipped", "training loss", "test accuracy"):
+        assert profiled.number(name) == plain.number(name)
+    *_, hooks, channels = profiled.out.split("\n\n")
+    header, *rows = hooks.splitlines()[-7:]
+    assert header.split()[:3] == ["hook", "where", "share"]
+    names = {tuple(row.split()[:2]): row for row in rows}
+    assert len(names) == 6
+    for hook in ("GradientClippingHook", "TrackingHook", "OptimizerHook"):
+        assert " 42 " in names[hook, "on_step.after"]
+    assert re.search(r"^on_step +42 ", channels, re.MULTILINE)
+    files = {path.name for path in profiled.folder.iterdir()}
+    assert files == {"train_digits.png", "train_digits_hooks.png"}
 
 
 @pytest.mark.parametrize("name", ["other seed", "unclipped"])
