@@ -130,7 +130,7 @@ def test_profile_ends_with_table_and_picture(runs):
         assert profiled.number(name) == plain.number(name)
     *_, hooks, channels = profiled.out.split("\n\n")
     header, *rows = hooks.splitlines()[-7:]
-    assert header.split()[:3] == ["hook", "where", "share"]
+    assert header.split()[:3] == ["hook", "at", "share"]
     names = {tuple(row.split()[:2]): row for row in rows}
     assert len(names) == 6
     for hook in ("GradientClippingHook", "TrackingHook", "OptimizerHook"):
