@@ -1,7 +1,11 @@
+cimport cython
+
+
 cdef enum:
     BUCKETS = 400
 
 
+@cython.final
 cdef class Stats:
     cdef readonly long long count
     cdef readonly long long sum
@@ -13,6 +17,7 @@ cdef class Stats:
     cdef int add(self, long long time) except -1
 
 
+@cython.final
 cdef class Recorder:
     cdef readonly Stats scopes
     cdef readonly Stats bodies

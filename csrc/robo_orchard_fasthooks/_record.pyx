@@ -1,5 +1,6 @@
 """What a HookProfiler keeps: times in a memory that does not grow with them."""
 
+cimport cython
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from *:
@@ -16,6 +17,8 @@ cdef extern from *:
     int bucket_of(long long time)
 
 
+@cython.final
+@cython.auto_pickle(False)
 cdef class Stats:
     """Count, sum, extremes and a histogram of times, in nanoseconds.
 
@@ -77,6 +80,8 @@ cdef double _least(int bucket):
     return <double>(8 + bucket % 8) * (<long long>1 << (bucket // 8 - 1))
 
 
+@cython.final
+@cython.auto_pickle(False)
 cdef class Recorder:
     """Times the hooks of one channel, and its scopes.
 

@@ -1,6 +1,7 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
+@final
 class Stats:
     count: int
     sum: int
@@ -12,6 +13,7 @@ class Stats:
     def quantile(self, q: float) -> float: ...
     def clear(self) -> None: ...
 
+@final
 class Recorder:
     scopes: Stats
     bodies: Stats
@@ -22,3 +24,5 @@ class Recorder:
         after_scope: Callable[[], object] | None = None,
     ) -> None: ...
     def forget_hooks(self) -> None: ...
+
+__test__: dict[str, str]
