@@ -15,7 +15,12 @@ sys.modules[name].__path__ = path
 
 from robo_orchard_core.utils.hook import HookContext  # noqa: E402
 
-from robo_orchard_fasthooks import _args, _dispatch, _plain_args  # noqa: E402
+from robo_orchard_fasthooks import (  # noqa: E402
+    _args,
+    _dispatch,
+    _plain_args,
+    _record,
+)
 
 
 @dataclass
@@ -86,7 +91,33 @@ def check_dispatch():
     assert len(log) == 4
 
 
+def check_profiling():
+    """Times of a channel that stands in for robo_orchard_core's."""
+    channel = _dispatch.in_place({"name": "on_step"}, False)
+    hook = HookContext.from_callable(after=len)
+    channel.register(hook)
+    rows = {phase: (_record.Stats(),) for phase in ("before", "after")}
+    times = iter(range(1000))
+    recorder = _record.Recorder(
+        lambda hooks, phase: rows[phase], lambda: next(times)
+    )
+    _dispatch.set_recorder(channel, recorder)
+    for _ in range(3):
+        with channel.begin(()):
+            pass
+    _dispatch.set_recorder(channel, None)
+    with channel.begin(()):
+        pass
+    # The clock is asked at both ends of the scope, its body and each callback.
+    assert (recorder.scopes.count, recorder.scopes.sum) == (3, 21)
+    assert [rows[phase][0].sum for phase in rows] == [3, 3]
+    loaded = pickle.loads(pickle.dumps(channel))
+    assert type(loaded).__module__ == "robo_orchard_core.utils.hook"
+    assert len(copy.deepcopy(channel)) == len(loaded) == 1
+
+
 check_dispatch()
+check_profiling()
 check_args(_args.PipelineHookArgs)
 assert _plain_args.why_not_plain(Args) is None
 _plain_args.construct_quickly(Args)

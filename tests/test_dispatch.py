@@ -845,6 +845,10 @@ def test_any_callable_can_be_shown(ours, name):  # F6
         assert name in text and "after" in text
 
 
+def interrupt(args):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.skipif(
     sys.version_info < (3, 11), reason="exceptions have no notes before 3.11"
 )
@@ -866,6 +870,18 @@ class TestNote:
             f"raised by hook 1 of channel 'on_step', in {phase}: "
         )
         assert note.endswith(f"({code.co_filename}:{code.co_firstlineno})")
+
+    @pytest.mark.parametrize("phase", ["before", "after"])
+    def test_of_what_is_no_exception_but_ends_a_program(self, ours, phase):
+        hooks = ours.PipelineHooks()
+        hooks.register_hook(
+            "on_step", HookContext.from_callable(**{phase: interrupt})
+        )
+        with pytest.raises(KeyboardInterrupt) as raised:
+            with hooks.begin("on_step", None):
+                pass
+        (note,) = raised.value.__notes__
+        assert f"in {phase}: interrupt (" in note
 
     def test_is_added_once_to_one_object(self, ours):
         error = ValueError()

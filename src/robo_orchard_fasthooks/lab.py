@@ -214,7 +214,7 @@ def _warn_of(left_alone: dict[str, str]) -> None:
         reasons = "; ".join(f"{k}: {v}" for k, v in left_alone.items())
         warnings.warn(
             f"RoboOrchardLab {_version(_LAB)} is not quite the one that "
-            f"robo_orchard_fasthooks knows, so these stay as they are: "
+            "robo_orchard_fasthooks knows, so these stay as they are: "
             f"{reasons}. All else is accelerated",
             stacklevel=4,
         )

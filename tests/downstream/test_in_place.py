@@ -186,6 +186,25 @@ def test_a_trainer_takes_hooks_and_configs_of_both(expected, installed, log):
     assert counting.seen["after on_step"] == STEPS
 
 
+def test_a_trainer_s_hooks_are_profiled(expected, installed):
+    trainer = make_trainer()
+    with ours.HookProfiler(trainer.hooks) as profiler:
+        trainer()
+    assert bits(trainer) == expected
+    profile = profiler.to_dict()
+    counts = {name: each["scope"]["count"] for name, each in profile.items()}
+    assert counts == {
+        "on_loop": 1,
+        "on_epoch": 1,
+        "on_step": STEPS,
+        "on_batch": STEPS,
+        "on_model_forward": STEPS,
+        "on_model_backward": STEPS,
+    }
+    steps = {row["hook"]: row["count"] for row in profile["on_step"]["hooks"]}
+    assert steps == {"GradientClippingHook": STEPS, "OptimizerHook": STEPS}
+
+
 def test_without_install_a_trainer_refuses_our_hooks(expected, log):
     for hooks in (our_hooks(log), ours.OptimizerHookConfig()):
         with pytest.raises(TypeError, match="Expected PipelineHooks"):
