@@ -365,6 +365,35 @@ def attempt(function, *args, **kwargs):
         return None, error
 
 
+def assert_treats_sparse_like(
+    function, reference, make, limit, index, **kwargs
+):
+    """What torch refuses is refused by name; else the bits are torch's.
+
+    Args:
+        function: The function under test.
+        reference: torch's.
+        make: Makes the list of parameters.
+        limit: The bound.
+        index: Of the one parameter whose gradient is sparse.
+        **kwargs: The keyword arguments.
+    """
+    ours, theirs = make(), make()
+    expected, refusal = attempt(reference, theirs, limit, **kwargs)
+    got, error = attempt(function, ours, limit, **kwargs)
+    if refusal is not None:
+        assert isinstance(error, NotImplementedError), error
+        assert f"the gradient of parameter {index} is sparse" in str(error)
+        theirs = make()
+    else:
+        assert error is None, error
+        assert same_bits(got, expected), (got, expected)
+    for params in (ours, theirs):
+        assert params[index].grad.is_sparse
+        params[index].grad = params[index].grad.to_dense()
+    assert_same_gradients(ours, theirs)
+
+
 def assert_clips_like(function, reference, make, *args, pack=list, **kwargs):
     """Calls both on a list of their own; returns what ours did.
 

@@ -34,6 +34,7 @@ from gradients import (
     Run,
     assert_clips_like,
     assert_same_gradients,
+    assert_treats_sparse_like,
     bounds,
     build,
     cases,
@@ -575,25 +576,37 @@ class TestRefused:
 
     @BOTH
     @pytest.mark.parametrize("foreach", [None, True, False])
-    def test_sparse(self, function, reference, foreach):
+    @pytest.mark.parametrize("limit", [0.5, 1e9])
+    def test_sparse(self, function, reference, limit, foreach):
+        """Where torch refuses: by value, and before torch 2.14 by norm."""
         make = self.with_odd_one(lambda: torch.eye(3).to_sparse())
-        params = make()
-        with pytest.raises(NotImplementedError, match=r"parameter 3\b") as e:
-            function(params, 0.5, foreach=foreach)
-        assert "sparse" in str(e.value).lower()
-        with pytest.raises(NotImplementedError):
-            reference(make(), 0.5, foreach=foreach)
-        indices = (0, 2, 4, 5, 6, 7, 8, 9)
-        untouched = make()
-        assert_same_gradients(
-            [params[at] for at in indices], [untouched[at] for at in indices]
+        assert_treats_sparse_like(
+            function, reference, make, limit, 3, foreach=foreach
         )
-        assert torch.equal(params[3].grad.to_dense(), torch.eye(3))
+
+    @BOTH
+    @pytest.mark.parametrize("limit", [0.5, 1e9])
+    @pytest.mark.parametrize("shape", [(3, 3), (128, 128)], ids=str)
+    def test_one_that_becomes_sparse(self, function, reference, limit, shape):
+        """What is kept of dense ones does not let it pass for one."""
+
+        def make():
+            return build(repeated(7, shape))
+
+        def with_sparse():
+            params = make()
+            params[4].grad = torch.eye(shape[0]).to_sparse()
+            return params
+
+        function(make(), limit)
+        assert_treats_sparse_like(function, reference, with_sparse, limit, 4)
 
     @BOTH
     def test_sparse_alone(self, function, reference):
-        with pytest.raises(NotImplementedError, match=r"parameter 0\b"):
-            function(parameter(torch.eye(3).to_sparse()), 0.5)
+        def make():
+            return [parameter(torch.eye(3).to_sparse())]
+
+        assert_treats_sparse_like(function, reference, make, 0.5, 0)
 
     @pytest.mark.parametrize("foreach", [None, True, False])
     def test_complex_values(self, foreach):
@@ -607,7 +620,7 @@ class TestRefused:
             foreach=foreach,
         )
         params = make()
-        with pytest.raises(NotImplementedError):
+        with pytest.raises(RuntimeError):
             torch.nn.utils.clip_grad_value_(params, 0.5, foreach=foreach)
 
     @BOTH

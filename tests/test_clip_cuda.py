@@ -23,6 +23,7 @@ from gradients import (
     Run,
     assert_clips_like,
     assert_same_gradients,
+    assert_treats_sparse_like,
     bounds,
     build,
     cases,
@@ -242,19 +243,14 @@ def test_not_finite(first):
 
 
 @BOTH
-def test_sparse(clips):
+@BOUNDS
+def test_sparse(clips, bound):
     def make():
         params = build(Case((Run(5, (64,), torch.float32),)), "cuda")
         params[3].grad = params[3].grad.to_sparse()
         return params
 
-    params, before = make(), make()
-    with pytest.raises(NotImplementedError, match=r"parameter 3\b"):
-        clips[0](params, 0.5)
-    dense = (0, 1, 2, 4)
-    assert_same_gradients(
-        [params[at] for at in dense], [before[at] for at in dense]
-    )
+    assert_treats_sparse_like(*clips, make, bound, 3)
 
 
 def launches(function, *args):

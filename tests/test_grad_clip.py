@@ -454,14 +454,32 @@ class TestErrors:
         )
         return param
 
-    @pytest.mark.parametrize("mode", [NORM, VALUE])
-    def test_sparse(self, refuses, sparse, mode):
+    def test_sparse(self, refuses, sparse):
         message = "^the gradient of parameter 1 of group 1 is sparse .*dense"
-        refuses(sparse, NotImplementedError, message, **mode)
+        refuses(sparse, NotImplementedError, message, **VALUE)
+
+    def test_sparse_by_norm(self, lib, clip, sparse):
+        """As torch treats it: it refuses it before 2.14, and clips it since.
+
+        Ours and upstream's hook are held to torch alike.
+        """
+        params = [parameter([3.0, 4.0]), sparse]
+        theirs = [parameter([3.0, 4.0]), torch.nn.Parameter(torch.zeros(3))]
+        theirs[1].grad = sparse.grad.clone()
+        try:
+            torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+        except NotImplementedError:
+            message = "of group 0 is sparse" if lib.name == "ours" else None
+            with pytest.raises(NotImplementedError, match=message):
+                clip(lib, params, **NORM)
+        else:
+            clip(lib, params, **NORM)
+        for one, other in zip(params, theirs, strict=True):
+            assert torch.equal(one.grad.to_dense(), other.grad.to_dense())
 
     def test_sparse_by_the_model_s_name(self, refuses, sparse):
         message = r"parameter 1 of group 1 \('third'\) is sparse"
-        refuses(sparse, NotImplementedError, message, model=True, **NORM)
+        refuses(sparse, NotImplementedError, message, model=True, **VALUE)
 
     def test_sparse_by_the_optimizer_s_name(self, refuses, sparse):
         message = r"parameter 1 of group 1 \('c'\) is sparse"
@@ -478,15 +496,15 @@ class TestErrors:
         optimizer = torch.optim.SGD([("first", parameter([3.0]))], lr=1)
         optimizer.param_groups[0]["params"].append(sparse)
         with pytest.raises(NotImplementedError, match="group 0 is sparse"):
-            clip(ours, optimizer, **NORM)
+            clip(ours, optimizer, **VALUE)
 
     def test_a_gradient_that_becomes_sparse(self, ours, clip, sparse):
         params = [parameter([3.0, 4.0, 0.0]) for _ in range(9)]
         optimizer = torch.optim.SGD(params, lr=1)
-        clip(ours, optimizer, **NORM)
+        clip(ours, optimizer, **VALUE)
         params[4].grad = sparse.grad
         with pytest.raises(NotImplementedError, match="parameter 4 of group"):
-            clip(ours, optimizer, **NORM)
+            clip(ours, optimizer, **VALUE)
 
     def test_complex_by_value(self, refuses):
         bad = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))

@@ -52,7 +52,8 @@ def clip_grad_norm_(
             promoted dtype of the gradients (a DTensor for those of one mesh).
 
     Raises:
-        NotImplementedError: A gradient is sparse.
+        NotImplementedError: A gradient is sparse, and torch (before 2.14)
+            has no norm of such.
         RuntimeError: The norm is not finite, and that is an error.
     """
     if torch.compiler.is_compiling():  # What is kept cannot be traced.
@@ -165,10 +166,13 @@ def clip_by_norm(
     if foreach is not False or type(stored) is not Dense:
         total_norm, grads = stored.total_norm(params, norm_type)
     if total_norm is None:
-        _refuse(params, _sparse, name)
-        return torch.nn.utils.clip_grad_norm_(
-            params, max_norm, norm_type, error_if_nonfinite, foreach
-        )
+        try:
+            return torch.nn.utils.clip_grad_norm_(
+                params, max_norm, norm_type, error_if_nonfinite, foreach
+            )
+        except NotImplementedError:  # Of the norm: nothing has changed yet.
+            _refuse(params, _sparse, name)
+            raise
     if error_if_nonfinite and not total_norm.isfinite():
         raise RuntimeError(_not_finite(stored, params, norm_type, name))
     # The formula of torch.nn.utils.clip_grads_with_norm_.
@@ -181,8 +185,8 @@ def clip_by_norm(
         and not stored.has_complex
     )
     if grads and not nothing:
-        if not stored.contiguous:
-            _check_memory(params, grads, name)
+        if not stored.contiguous and not _contiguous(grads):
+            _refuse(params, _overlapping, name)
         stored.scale_(grads, coefficient)
     return total_norm
 
@@ -200,7 +204,9 @@ def clip_by_value(
     grads = stored.local(params)
     if any(dtype.is_complex for dtype in {grad.dtype for grad in grads}):
         _refuse(params, _complex, name)
-    _check_memory(params, grads, name)
+    if not _contiguous(grads):
+        _refuse(params, _sparse, name)
+        _refuse(params, _overlapping, name)
     if (
         foreach is False
         or (foreach and not DEVICES >= {grad.device.type for grad in grads})
@@ -211,16 +217,11 @@ def clip_by_value(
         stored.clamp_(grads, clip_value)
 
 
-def _check_memory(
-    params: list[Tensor], grads: list[Tensor], name: Name
-) -> None:
-    """Raises if a gradient cannot be changed in place, before any is."""
+def _contiguous(grads: list[Tensor]) -> bool:
     # Sparse ones are not contiguous, or (CSR) do not answer.
     with suppress(RuntimeError):
-        if all(map(Tensor.is_contiguous, grads)):
-            return
-    _refuse(params, _sparse, name)
-    _refuse(params, _overlapping, name)
+        return all(map(Tensor.is_contiguous, grads))
+    return False
 
 
 def _refuse(
@@ -248,7 +249,7 @@ def _complex(grad: Tensor) -> str | None:
 
 
 def _overlapping(grad: Tensor) -> str | None:
-    if all(
+    if grad.layout != torch.strided or all(
         n < 2 or step
         for n, step in zip(grad.shape, grad.stride(), strict=True)
     ):
