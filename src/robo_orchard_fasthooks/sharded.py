@@ -26,9 +26,10 @@ class Sharded(Dense):
     """Gradients some of which are sharded, with their norm over all ranks.
 
     Each rank norms its shards, and the norms of the parameters of a mesh are
-    reduced as one vector: bit for bit what torch gets by reducing them one by
-    one. Several meshes, and plain gradients beside sharded ones, are normed
-    each by itself first, as accelerate 1.15 does.
+    reduced as one vector: bit for bit what torch, from 2.10 on, gets by
+    reducing them one by one. (Earlier, it reduced the norm of a rank's norms,
+    which rounds otherwise.) Several meshes, and plain gradients beside sharded
+    ones, are normed each by itself first, as accelerate 1.15 does.
 
     Every rank has to have the same parameters, and takes part in every
     reduction, whichever gradients it has.
