@@ -42,7 +42,7 @@ FILLS = (
     "all special",
 )
 SHAPES = ((), (0,), (1,), (64,), (8, 8), (3, 5, 7), (2, 3, 4, 4))
-LARGE_SHAPES = ((2048,), (2049,), (4096,), (64, 64), (4097,), (8192,))
+LARGE_SHAPES = ((2048,), (2049,), (4096,), (64, 64), (4097,), (12288,))
 EACH_DIFFERENT = "each different"
 NORM_TYPES = (2.0, 2, math.inf, -math.inf, 0, 0.5, 1.0, 3.0, "inf", -1)
 BOUNDS = (0, 0.0, 1e-3, 1.0, math.inf, -1.0, math.nan)
