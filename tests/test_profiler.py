@@ -1147,13 +1147,17 @@ def fake_cuda(monkeypatch):
 
 @pytest.mark.usefixtures("fake_cuda")
 class TestDeviceTimeOnAStandIn:
-    def test_is_taken_between_two_events(self, hooks):
+    @pytest.fixture
+    def one_hook(self, hooks):
         hooks.register_hook(
             "on_step", HookContext.from_callable("a", after=passing)
         )
-        with HookProfiler(hooks, device_time=True) as profiler:
+        return hooks
+
+    def test_is_taken_between_two_events(self, one_hook):
+        with HookProfiler(one_hook, device_time=True) as profiler:
             for _ in range(600):
-                step(hooks)
+                step(one_hook)
         device = rows(profiler)["a", "after"]["device"]
         assert (device["count"], device["sum"]) == (600, 600_000_000)
         assert "1 ms" in profiler.table()
@@ -1167,41 +1171,32 @@ class TestDeviceTimeOnAStandIn:
                 step(hooks)
         assert rows(profiler)["a", "after"]["device"]["count"] == 1
 
-    def test_is_waited_for_when_it_is_asked_for(self, hooks, monkeypatch):
+    def test_is_waited_for_when_it_is_asked_for(self, one_hook, monkeypatch):
         FakeEvent.done = False
         monkeypatch.setattr(
             torch.cuda, "synchronize", lambda: setattr(FakeEvent, "done", True)
         )
-        hooks.register_hook(
-            "on_step", HookContext.from_callable("a", after=passing)
-        )
-        with HookProfiler(hooks, device_time=True) as profiler:
+        with HookProfiler(one_hook, device_time=True) as profiler:
             for _ in range(300):
-                step(hooks)
+                step(one_hook)
             assert not FakeEvent.done
             assert rows(profiler)["a", "after"]["device"]["count"] == 300
 
-    def test_memory_does_not_grow_with_a_device_that_keeps_up(self, hooks):
-        hooks.register_hook(
-            "on_step", HookContext.from_callable("a", after=passing)
-        )
-        with HookProfiler(hooks, device_time=True) as profiler:
+    def test_memory_does_not_grow_with_a_device_that_keeps_up(self, one_hook):
+        with HookProfiler(one_hook, device_time=True) as profiler:
             for _ in range(1000):
-                step(hooks)
+                step(one_hook)
         (row,) = (
             r for r in profiler._channels["on_step"].rows.values() if r.device
         )
         assert len(row.device._pending) < 256
 
-    def test_reset_forgets_it(self, hooks):
-        hooks.register_hook(
-            "on_step", HookContext.from_callable("a", after=passing)
-        )
-        with HookProfiler(hooks, device_time=True) as profiler:
-            step(hooks)
+    def test_reset_forgets_it(self, one_hook):
+        with HookProfiler(one_hook, device_time=True) as profiler:
+            step(one_hook)
             assert rows(profiler)["a", "after"]["device"]["count"] == 1
             profiler.reset()
-            step(hooks)
+            step(one_hook)
         assert rows(profiler)["a", "after"]["device"]["count"] == 1
 
     def test_of_a_hook_that_runs_itself(self, hooks):
@@ -1221,28 +1216,22 @@ class TestDeviceTimeOnAStandIn:
         device = rows(profiler)["r", "before"]["device"]
         assert (device["min"], device["max"]) == (1e6, 5e6)
 
-    def test_reset_forgets_what_is_not_resolved(self, hooks):
-        hooks.register_hook(
-            "on_step", HookContext.from_callable("a", after=passing)
-        )
-        with HookProfiler(hooks, device_time=True) as profiler:
+    def test_reset_forgets_what_is_not_resolved(self, one_hook):
+        with HookProfiler(one_hook, device_time=True) as profiler:
             for _ in range(3):
-                step(hooks)
+                step(one_hook)
             profiler.reset()
-            step(hooks)
+            step(one_hook)
         assert rows(profiler)["a", "after"]["device"]["count"] == 1
 
-    def test_a_device_that_is_behind_is_not_asked_all_the_time(self, hooks):
+    def test_a_device_that_is_behind_is_not_asked_all_the_time(self, one_hook):
         FakeEvent.done = False
-        hooks.register_hook(
-            "on_step", HookContext.from_callable("a", after=passing)
-        )
         with mock.patch.object(
             FakeEvent, "query", return_value=False
         ) as asked:
-            with HookProfiler(hooks, device_time=True):
+            with HookProfiler(one_hook, device_time=True):
                 for _ in range(600):
-                    step(hooks)
+                    step(one_hook)
         assert asked.call_count < 5 * 600
 
 
