@@ -18,7 +18,7 @@ from robo_orchard_core.utils.hook import HookContext  # noqa: E402
 from robo_orchard_fasthooks import (  # noqa: E402
     _args,
     _dispatch,
-    _plain_args,
+    _fast_dataclass,
     _record,
 )
 
@@ -119,11 +119,11 @@ def check_profiling():
 check_dispatch()
 check_profiling()
 check_args(_args.PipelineHookArgs)
-assert _plain_args.why_not_plain(Args) is None
-_plain_args.construct_quickly(Args)
-Args.copy_with_updates = _plain_args.copying(Args.copy_with_updates)
+assert _fast_dataclass.unsupported_reason(Args) is None
+_fast_dataclass.enable(Args)
+Args.copy_with_updates = _fast_dataclass.copying(Args.copy_with_updates)
 for _ in range(1000):
     check_args(Args)
-_plain_args.construct_as_before(Args)
+_fast_dataclass.disable(Args)
 assert Args(accelerator=1) == Args(1)
 print("works with CPython", sys.version.split()[0])

@@ -27,7 +27,7 @@ from accelerate import Accelerator
 import robo_orchard_fasthooks as ours
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import upstream  # noqa: E402
+from helpers import upstream  # noqa: E402
 from shapes import MODELS, Shapes  # noqa: E402
 
 

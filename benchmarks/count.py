@@ -15,7 +15,7 @@ PY_TPFLAGS_HEAPTYPE = 1 << 9
 def dispatch() -> None:
     """Hooks and arguments, in a process that does not import torch."""
     _stand_in_for_torch()
-    from robo_orchard_fasthooks.instructions import run_counted
+    from robo_orchard_fasthooks.testing import run_counted
 
     libraries = workloads.upstream(), workloads.ours()
     (hook,) = workloads.from_callable(1)
@@ -41,9 +41,8 @@ def with_torch() -> None:
     """Clipping by hooks, on one thread, and RoboOrchardLab in place."""
     import torch
 
-    from robo_orchard_fasthooks.instructions import run_counted
-
     import clipping
+    from robo_orchard_fasthooks.testing import run_counted
 
     torch.set_num_threads(1)
     upstream, installed = workloads.upstream(), workloads.installed()

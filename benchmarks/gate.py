@@ -28,10 +28,9 @@ from statistics import median
 
 import rtoml
 
-from robo_orchard_fasthooks.instructions import Counting
-
 import compare
 import workloads
+from robo_orchard_fasthooks.testing import Counting
 
 FOLDER = Path(__file__).parent
 THRESHOLDS = FOLDER / "thresholds.toml"

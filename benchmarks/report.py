@@ -21,7 +21,7 @@ import torch
 
 import peers
 import picture
-import upstream
+from helpers import upstream
 from measured import Row, measure
 
 

@@ -54,16 +54,15 @@ def ours() -> Library:
 
 def upstream() -> Library:
     """RoboOrchardLab 0.4.0, from its wheel."""
-    from upstream import mixin
+    from helpers.upstream import mixin
 
     return Library("upstream", mixin.PipelineHooks, mixin.PipelineHookArgs)
 
 
 def installed() -> Library:
     """RoboOrchardLab 0.4.0 with `lab.install()`: a second copy of it."""
+    from helpers import upstream
     from robo_orchard_fasthooks import lab
-
-    import upstream
 
     names = [
         module.__name__ for module in (upstream.mixin, upstream.grad_clip)

@@ -3,8 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 import robo_orchard_fasthooks
-
-import upstream
+from helpers import upstream
 
 LIBRARIES = {
     "upstream": SimpleNamespace(

@@ -63,7 +63,7 @@ cdef class Registrations:
     # Whether it stands in for a channel of robo_orchard_core, and whether the
     # scopes there tell the arguments of an exception.
     cdef bint _in_place
-    cdef bint _tells
+    cdef bint _publishes_exception
     # What times the hooks, if anything does.
     cdef Recorder _recorder
     # Replaced, never changed, so that a phase runs over the hooks as they
@@ -187,27 +187,27 @@ class HookContextChannel(Registrations, core.HookContextChannel[T]):
         self.name = name
 
     def __repr__(self):
-        from robo_orchard_fasthooks.describe import channel_repr
+        from robo_orchard_fasthooks._describe import channel_repr
 
         return channel_repr(self, type(self))
 
 
-class InPlaceChannel(HookContextChannel[T]):
+class LabChannel(HookContextChannel[T]):
     """Stands in RoboOrchardLab's own hooks for robo_orchard_core's channel.
 
     Its pickles load as robo_orchard_core's, without this package.
     """
 
     def __repr__(self):
-        from robo_orchard_fasthooks.describe import channel_repr
+        from robo_orchard_fasthooks._describe import channel_repr
 
         return channel_repr(self, core.HookContextChannel)
 
     def __copy__(self):
-        return in_place(self.__getstate__(), (<Registrations>self)._tells)
+        return in_place(self.__getstate__(), (<Registrations>self)._publishes_exception)
 
     def __deepcopy__(self, memo):
-        memo[id(self)] = copy = in_place({}, (<Registrations>self)._tells)
+        memo[id(self)] = copy = in_place({}, (<Registrations>self)._publishes_exception)
         copy.__setstate__(deepcopy(self.__getstate__(), memo))
         return copy
 
@@ -219,20 +219,20 @@ class InPlaceChannel(HookContextChannel[T]):
         return copyreg._reconstructor, reconstruct, state
 
 
-def in_place(state, tells):
-    """Makes an InPlaceChannel.
+def in_place(state, publishes_exception):
+    """Makes a LabChannel.
 
     Args:
         state (dict): The state of the channel that it stands in for.
-        tells (bool): Whether a failing body is to leave its exception in the
+        publishes_exception (bool): Whether a failing body is to leave its exception in the
             arguments, as from RoboOrchardLab 0.5 on.
 
     Returns:
-        InPlaceChannel: The channel.
+        LabChannel: The channel.
     """
-    cdef Registrations channel = InPlaceChannel.__new__(InPlaceChannel)
+    cdef Registrations channel = LabChannel.__new__(LabChannel)
     channel._in_place = True
-    channel._tells = tells
+    channel._publishes_exception = publishes_exception
     channel.__setstate__(state)
     return channel
 
@@ -274,7 +274,7 @@ def begin(self, channel, arg):
     if (
         (
             type(registered) is HookContextChannel
-            or type(registered) is InPlaceChannel
+            or type(registered) is LabChannel
         )
         and not (<Registrations>registered)._patched
         and PyDict_GetItemWithError(
@@ -414,7 +414,7 @@ cdef class Scope:
 
     cdef inline int _leave(self, object error) except -1:
         if self.channel._in_place:
-            if error is not None and self.channel._tells:
+            if error is not None and self.channel._publishes_exception:
                 _set_exception(self.arg, error)
             if self.channel._hooks:
                 self._run_afters(None)
@@ -454,14 +454,14 @@ cdef int _run(
     Scope scope, str phase, str slot, object original, object error
 ) except -1:
     """Calls the callbacks of one phase, `before` or `after`, in order."""
-    cdef int class_as_made = -1  # Not looked at.
+    cdef int class_is_unpatched = -1  # Not looked at.
     scope.hooks = scope.channel._hooks
     scope.position = 0
     for hook in scope.hooks:
         if error is not None:
             # Again: a callback may have run a scope on the same argument.
             _set_exception(scope.arg, error)
-        _call(hook, scope.arg, phase, slot, original, &class_as_made)
+        _call(hook, scope.arg, phase, slot, original, &class_is_unpatched)
         scope.position += 1
     return 0
 
@@ -470,7 +470,7 @@ cdef int _run_recorded(
     Scope scope, str phase, str slot, object original, object error
 ) except -1:
     """Does what `_run` does, and takes the time of each callback."""
-    cdef int class_as_made = -1
+    cdef int class_is_unpatched = -1
     cdef Recorder recorder = scope.channel._recorder
     cdef tuple rows
     cdef Stats row
@@ -487,7 +487,7 @@ cdef int _run_recorded(
             row.open()
         began = recorder.now()
         try:
-            _call(hook, scope.arg, phase, slot, original, &class_as_made)
+            _call(hook, scope.arg, phase, slot, original, &class_is_unpatched)
         finally:
             row.add(recorder.now() - began)
             if row.close is not None:
@@ -502,7 +502,7 @@ cdef inline int _call(
     str phase,
     str slot,
     object original,
-    int* class_as_made,
+    int* class_is_unpatched,
 ) except -1:
     # The callbacks of hooks that from_callable makes are called without the
     # methods around them, unless these are patched: in the class, looked at
@@ -512,12 +512,12 @@ cdef inline int _call(
     cdef dict namespace
     cdef PyObject* callback
     if type(hook) is FromCallable:
-        if class_as_made[0] < 0:
-            class_as_made[0] = PyDict_GetItemWithError(
+        if class_is_unpatched[0] < 0:
+            class_is_unpatched[0] = PyDict_GetItemWithError(
                 <object>TYPE_NAMESPACE(FromCallable), phase
             ) == <PyObject*>original
         namespace = PyObject_GenericGetDict(hook, NULL)
-        if class_as_made[0] and (
+        if class_is_unpatched[0] and (
             len(namespace) == _size_as_made or phase not in namespace
         ):
             callback = PyDict_GetItemWithError(namespace, slot)
@@ -563,7 +563,7 @@ cdef int _set_foreign_exception(object arg, object error) except -1:
 @cython.boundscheck(True)
 cdef int _explain(Scope scope, str phase, object error) except -1:
     try:
-        from robo_orchard_fasthooks.describe import add_note
+        from robo_orchard_fasthooks._describe import add_note
 
         hook = scope.hooks[scope.position]
         add_note(error, scope.channel.name, scope.position, hook, phase)
@@ -576,7 +576,7 @@ def check_hook(hook):
     """Raises TypeError for what has no callable `before` and `after`."""
     for phase in ("before", "after"):
         if not callable(getattr(hook, phase, None)):
-            from robo_orchard_fasthooks.describe import hook_repr
+            from robo_orchard_fasthooks._describe import hook_repr
 
             raise TypeError(
                 f"cannot register {hook_repr(hook)}: it has no callable "

@@ -22,7 +22,7 @@ cdef class Recorder:
     cdef readonly Stats scopes
     cdef readonly Stats bodies
     cdef object _clock
-    cdef object _rows_of
+    cdef object _stats_of
     cdef object _after_scope
     cdef tuple _known
     cdef long long now(self) except? -1

@@ -86,7 +86,7 @@ cdef class Recorder:
     """Times the hooks of one channel, and its scopes.
 
     Args:
-        rows_of (Callable[[tuple, str], tuple[Stats, ...]]): Gives the Stats of
+        stats_of (Callable[[tuple, str], tuple[Stats, ...]]): Gives the Stats of
             some hooks in a phase, in their order. Asked anew when the hooks of
             the channel change.
         clock (Callable[[], int] | None): Nanoseconds; the monotonic clock of
@@ -99,10 +99,10 @@ cdef class Recorder:
         bodies (Stats): Of what they are around.
     """
 
-    def __init__(self, rows_of, clock=None, after_scope=None):
+    def __init__(self, stats_of, clock=None, after_scope=None):
         self.scopes = Stats()
         self.bodies = Stats()
-        self._rows_of = rows_of
+        self._stats_of = stats_of
         self._clock = clock
         self._after_scope = after_scope
 
@@ -116,8 +116,8 @@ cdef class Recorder:
     cdef tuple rows(self, tuple hooks, str phase):
         cdef tuple known = self._known
         if known is None or known[0] is not hooks:
-            befores = self._rows_of(hooks, "before")
-            afters = self._rows_of(hooks, "after")
+            befores = self._stats_of(hooks, "before")
+            afters = self._stats_of(hooks, "after")
             if not len(befores) == len(afters) == len(hooks):
                 raise ValueError("there have to be Stats for each hook")
             known = self._known = (hooks, befores, afters)

@@ -19,7 +19,7 @@ class Recorder:
     bodies: Stats
     def __init__(
         self,
-        rows_of: Callable[[tuple[Any, ...], Any], tuple[Stats, ...]],
+        stats_of: Callable[[tuple[Any, ...], Any], tuple[Stats, ...]],
         clock: Callable[[], int] | None = None,
         after_scope: Callable[[], object] | None = None,
     ) -> None: ...

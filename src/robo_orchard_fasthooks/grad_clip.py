@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from math import isnan
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from accelerate import DistributedType
-from accelerate import accelerator as accelerate_module
 
-from robo_orchard_fasthooks.clip import clip_by_norm, clip_by_value
+from robo_orchard_fasthooks._clipping.step import clip_at_step
 from robo_orchard_fasthooks.mixin import (
     ClassType,
     HookContext,
@@ -17,18 +15,8 @@ from robo_orchard_fasthooks.mixin import (
     PipelineHooks,
     PipelineHooksConfig,
 )
-from robo_orchard_fasthooks.parameters import name_of, trainable
 
 __all__ = ["GradientClippingHook", "GradientClippingHookConfig"]
-
-
-# Others (DeepSpeed, XLA, Megatron) clip, or reduce gradients, on their own.
-_OURS = {
-    DistributedType.NO,
-    DistributedType.MULTI_CPU,
-    DistributedType.MULTI_GPU,
-    DistributedType.FSDP,
-}
 
 
 class GradientClippingHook(PipelineHooks):
@@ -99,182 +87,6 @@ class GradientClippingHook(PipelineHooks):
         total_norm = clip_at_step(self, hook_args)
         if total_norm is not None:
             self.total_norm = total_norm
-
-
-def clip_at_step(settings: Any, hook_args: Any) -> torch.Tensor | None:
-    """Clips if the step went well and its gradients are synchronised.
-
-    Args:
-        settings (GradientClippingHook): What has the settings of one:
-            RoboOrchardLab's hook may be given too.
-        hook_args (PipelineHookArgs): Has `accelerator` and `optimizer`, and
-            may be RoboOrchardLab's too.
-
-    Returns:
-        torch.Tensor | None: The norm before clipping, if it was taken.
-
-    Raises:
-        ValueError: There is no optimizer, or a setting is not what it may be.
-        NotImplementedError: A gradient cannot be clipped so.
-        RuntimeError: The norm is not finite, and that is an error; or the
-            FSDP module of a parameter is unknown.
-    """
-    if getattr(hook_args, "exception", None) is not None:
-        return None
-    optimizer = hook_args.optimizer
-    if optimizer is None:
-        raise ValueError(
-            "GradientClippingHook: the hook arguments have no optimizer; "
-            "pass PipelineHookArgs(..., optimizer=)"
-        )
-    accelerator = hook_args.accelerator
-    # RoboOrchardLab 0.5 counts its own micro-steps.
-    ends = getattr(hook_args, "is_optimizer_step_boundary", None)
-    if not (accelerator.sync_gradients if ends is None else ends):
-        return None
-    model = getattr(hook_args, "model", None)
-    return clip_gradients(settings, accelerator, optimizer, model)
-
-
-def clip_gradients(
-    settings: Any, accelerator: Any, optimizer: Any, model: Any = None
-) -> torch.Tensor | None:
-    """Clips the gradients of an optimizer's parameters.
-
-    Args:
-        settings (GradientClippingHook): What has `clip_mode`, `clip_value`,
-            `max_norm` and `norm_type`; it may have `error_if_nonfinite` and
-            `foreach`.
-        accelerator (Accelerator): The accelerator of the run.
-        optimizer (torch.optim.Optimizer): The optimizer.
-        model (torch.nn.Module | None): The model, where the accelerator does
-            not have it.
-
-    Returns:
-        torch.Tensor | None: The norm before clipping, if it was taken.
-
-    Raises:
-        ValueError: A setting is not what it may be.
-        NotImplementedError: A gradient cannot be clipped so.
-        RuntimeError: The norm is not finite, and that is an error; or the
-            FSDP module of a parameter is unknown.
-    """
-    clip_mode = settings.clip_mode
-    if clip_mode == "norm":
-        setting, limit = "max_norm", settings.max_norm
-    elif clip_mode == "value":
-        setting, limit = "clip_value", settings.clip_value
-    else:
-        raise ValueError(
-            "GradientClippingHook: clip_mode must be 'norm' or 'value', "
-            f"not {clip_mode!r}"
-        )
-    if limit is None:
-        raise ValueError(
-            f"GradientClippingHook: {setting} must be specified when "
-            f"clip_mode is {clip_mode!r}"
-        )
-    error_if_nonfinite = getattr(settings, "error_if_nonfinite", False)
-    if _clips_by_itself(accelerator, clip_mode):
-        if error_if_nonfinite and clip_mode == "norm":
-            raise ValueError(
-                "GradientClippingHook: error_if_nonfinite cannot be had where "
-                "the accelerator clips by its own clip_grad_norm_ "
-                f"({type(accelerator).__name__}, "
-                f"{getattr(accelerator, 'distributed_type', None)}); leave it "
-                "False"
-            )
-        return _clip_through(settings, accelerator, optimizer)
-
-    def models() -> list[torch.nn.Module]:
-        found = [*getattr(accelerator, "_models", ()), model]
-        return [each for each in found if isinstance(each, torch.nn.Module)]
-
-    def name(index: int) -> str:
-        return name_of(params[index], optimizer, models())
-
-    params, stored = trainable(optimizer, models)
-    # A rank without gradients takes part in what the others reduce.
-    if not stored.collective and all(p.grad is None for p in params):
-        return None
-    _unscale(accelerator, optimizer, params)
-    foreach = getattr(settings, "foreach", None)
-    if clip_mode == "value":
-        clip_by_value(stored, params, limit, foreach, name)
-        return None
-    return clip_by_norm(
-        stored,
-        params,
-        limit,
-        settings.norm_type,
-        error_if_nonfinite,
-        foreach,
-        name,
-    )
-
-
-def _clip_through(
-    settings: Any, accelerator: Any, optimizer: Any
-) -> torch.Tensor | None:
-    # By identity and once each: two groups may hold the same parameter.
-    params = {
-        param: None
-        for group in optimizer.param_groups
-        for param in group["params"]
-        if param.requires_grad and param.grad is not None
-    }
-    if settings.clip_mode == "value":
-        if params:
-            accelerator.clip_grad_value_(list(params), settings.clip_value)
-        return None
-    # DeepSpeed keeps gradients to itself, but tells their norm.
-    kind = getattr(accelerator, "distributed_type", None)
-    if not params and kind != DistributedType.DEEPSPEED:
-        return None
-    total_norm = accelerator.clip_grad_norm_(
-        list(params), settings.max_norm, settings.norm_type
-    )
-    return None if total_norm is None else torch.as_tensor(total_norm)
-
-
-def _clips_by_itself(accelerator: Any, clip_mode: str) -> bool:
-    """Whether clipping is not accelerate's own, for plain or FSDP training."""
-    return (
-        not _is_accelerate_s(accelerator, f"clip_grad_{clip_mode}_")
-        or accelerator.distributed_type not in _OURS
-    )
-
-
-def _is_accelerate_s(accelerator: Any, name: str) -> bool:
-    """Whether a method is neither overridden nor patched."""
-    function = getattr(getattr(accelerator, name, None), "__func__", None)
-    return getattr(function, "__globals__", None) is vars(accelerate_module)
-
-
-def _unscale(
-    accelerator: Any, optimizer: Any, params: list[torch.Tensor]
-) -> None:
-    """Unscales the gradients of one optimizer.
-
-    accelerate's clip methods unscale those of all optimizers, which clipping
-    for a second one then finds unscaled already.
-    """
-    if not _is_accelerate_s(accelerator, "unscale_gradients"):
-        accelerator.unscale_gradients()
-    elif isinstance(optimizer, torch.optim.Optimizer):
-        accelerator.unscale_gradients(optimizer)
-    else:  # A wrapper of others, of which the scaler is to know.
-        ids = set(map(id, params))
-        accelerator.unscale_gradients(
-            [
-                each
-                for each in accelerator._optimizers
-                if any(
-                    not ids.isdisjoint(map(id, group["params"]))
-                    for group in each.param_groups
-                )
-            ]
-        )
 
 
 class GradientClippingHookConfig(PipelineHooksConfig[GradientClippingHook]):

@@ -17,21 +17,25 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from threading import RLock
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any
 
 from robo_orchard_core.utils.hook import HookContextChannel
 from torch import Tensor
 
-from robo_orchard_fasthooks import _dispatch, _plain_args
-from robo_orchard_fasthooks.grad_clip import clip_at_step, clip_gradients
-from robo_orchard_fasthooks.mixin import PipelineHooks
-from robo_orchard_fasthooks.seams import (
-    ChangedError,
-    Replaced,
-    Seam,
+from robo_orchard_fasthooks import _dispatch, _fast_dataclass
+from robo_orchard_fasthooks._clipping.step import (
+    ClipSettings,
+    clip_at_step,
+    clip_gradients,
+)
+from robo_orchard_fasthooks._lab.patching import (
+    AppliedPatch,
+    Patch,
+    PatchError,
     check_home,
 )
+from robo_orchard_fasthooks.mixin import PipelineHooks
 
 __all__ = ["Status", "install", "status", "uninstall"]
 
@@ -140,7 +144,7 @@ def status() -> Status:
         Status: To be printed or asked.
     """
     if _installation is None:
-        names = {seam.name: "original" for seam in _seams()}
+        names = {patch.name: "original" for patch in _patches()}
     else:
         names = {
             name: f"original: {found}"
@@ -161,7 +165,7 @@ def status() -> Status:
 
 @dataclass(frozen=True)
 class _Installation:
-    names: dict[str, Replaced | str]
+    names: dict[str, AppliedPatch | str]
     """What was replaced, or why it was left alone."""
 
     undo: ExitStack
@@ -181,19 +185,19 @@ def _leaving(installation: _Installation | None) -> Iterator[None]:
 
 
 def _install() -> _Installation:
-    names: dict[str, Replaced | str] = {}
+    names: dict[str, AppliedPatch | str] = {}
     try:
         import_module(_LAB)
         # All of them before anything is replaced, which they may import.
         for module in (_MIXIN, _GRAD_CLIP, _TRAINER):
-            with suppress(ModuleNotFoundError):  # The seams will say.
+            with suppress(ModuleNotFoundError):  # The patches will say.
                 import_module(module)
         with ExitStack() as undo:
-            for seam in _seams():
+            for patch in _patches():
                 try:
-                    names[seam.name] = seam.replace(undo)
-                except ChangedError as change:
-                    names[seam.name] = str(change)
+                    names[patch.name] = patch.replace(undo)
+                except PatchError as change:
+                    names[patch.name] = str(change)
             _warn_of({k: v for k, v in names.items() if isinstance(v, str)})
             return _Installation(names, undo.pop_all())
     except ImportError as error:
@@ -227,26 +231,26 @@ def _version(package: str) -> str | None:
         return getattr(sys.modules.get(package), "__version__", None)
 
 
-def _seams() -> list[Seam]:
-    def ours(method: str, parameters: str) -> Seam:
+def _patches() -> list[Patch]:
+    def ours(method: str, parameters: str) -> Patch:
         replacement = vars(PipelineHooks)[method]
         path = f"PipelineHooks.{method}"
-        return Seam(_MIXIN, path, lambda *_: replacement, parameters)
+        return Patch(_MIXIN, path, lambda *_: replacement, parameters)
 
     return [
-        Seam(_MIXIN, "PipelineHooks.__init__", _compiled_channels),
+        Patch(_MIXIN, "PipelineHooks.__init__", _compiled_channels),
         ours("begin", "self, channel, arg"),
         ours("register_hook", "self, channel, hook"),
         ours("register_pipeline_hooks", "self, hooks"),
         ours("from_hooks", "cls, hooks"),
         _Construction(_MIXIN, "PipelineHookArgs.__init__", _if_plain),
-        Seam(
+        Patch(
             _MIXIN,
             "PipelineHookArgs.copy_with_updates",
             _quick_copy,
             "self, **kwargs",
         ),
-        *_clipping_seams(),
+        *_clipping_patches(),
     ]
 
 
@@ -255,7 +259,9 @@ def _compiled_channels(owner: Any, original: Any) -> Any:
         if callable(method):
             check_home(method, HookContextChannel.__module__)
     args = getattr(sys.modules[_MIXIN], "PipelineHookArgs", None)
-    tells = "exception" in getattr(args, "__dataclass_fields__", ())
+    publishes_exception = "exception" in getattr(
+        args, "__dataclass_fields__", ()
+    )
 
     @wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
@@ -264,40 +270,40 @@ def _compiled_channels(owner: Any, original: Any) -> Any:
             for name, channel in self.hooks.items():
                 # One that is not empty has handles, which would lose it.
                 if type(channel) is HookContextChannel and not len(channel):
-                    self.hooks[name] = _dispatch.in_place(vars(channel), tells)
+                    self.hooks[name] = _dispatch.in_place(
+                        vars(channel), publishes_exception
+                    )
 
     return __init__
 
 
 def _if_plain(cls: Any, original: Any) -> Any:
-    reason = _plain_args.why_not_plain(cls)
+    reason = _fast_dataclass.unsupported_reason(cls)
     if reason is not None:
-        raise ChangedError(
-            f"{cls.__name__} is not a plain dataclass: {reason}"
-        )
+        raise PatchError(f"{cls.__name__} is not a plain dataclass: {reason}")
     return original
 
 
 def _quick_copy(cls: Any, original: Any) -> Any:
-    return _plain_args.copying(_if_plain(cls, original))
+    return _fast_dataclass.copying(_if_plain(cls, original))
 
 
-class _Construction(Seam):
+class _Construction(Patch):
     """Calls of a class: its `__init__` stays, and is not run."""
 
-    def replace(self, undo: ExitStack) -> Replaced:
+    def replace(self, undo: ExitStack) -> AppliedPatch:
         replaced = super().replace(undo)
-        undo.callback(_plain_args.construct_as_before, replaced.owner)
-        _plain_args.construct_quickly(replaced.owner)
+        undo.callback(_fast_dataclass.disable, replaced.owner)
+        _fast_dataclass.enable(replaced.owner)
         return replaced
 
 
-def _clipping_seams() -> list[Seam]:
+def _clipping_patches() -> list[Patch]:
     function = "_clip_optimizer_gradients"
     if hasattr(sys.modules.get(_GRAD_CLIP), function):  # From 0.5 on.
         parameters = ", ".join(signature(_clip_optimizer_gradients).parameters)
         return [
-            Seam(
+            Patch(
                 module,
                 function,
                 lambda *_: _clip_optimizer_gradients,
@@ -306,7 +312,7 @@ def _clipping_seams() -> list[Seam]:
             for module in (_GRAD_CLIP, _TRAINER)
         ]
     return [
-        Seam(
+        Patch(
             _GRAD_CLIP,
             "GradientClippingHook._gradient_clipping",
             lambda *_: _gradient_clipping,
@@ -331,10 +337,5 @@ def _clip_optimizer_gradients(
     norm_type: float = 2.0,
 ) -> Tensor | None:
     """Clips the gradients, as robo_orchard_fasthooks does."""
-    settings = SimpleNamespace(
-        clip_mode=clip_mode,
-        clip_value=clip_value,
-        max_norm=max_norm,
-        norm_type=norm_type,
-    )
+    settings = ClipSettings(clip_mode, clip_value, max_norm, norm_type)
     return clip_gradients(settings, accelerator, optimizer)

@@ -32,13 +32,13 @@ from robo_orchard_core.utils.hook import HookContext
 
 from robo_orchard_fasthooks import _args, _dispatch
 from robo_orchard_fasthooks._args import PipelineHookArgs
+from robo_orchard_fasthooks._describe import describe
 from robo_orchard_fasthooks._dispatch import (
     HookContextChannel,
     RemoveableHandle,
     check_hook,
     find_channel,
 )
-from robo_orchard_fasthooks.describe import describe
 
 if TYPE_CHECKING:
     from types import TracebackType

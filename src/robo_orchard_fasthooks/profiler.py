@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from robo_orchard_fasthooks import profile_report
+from robo_orchard_fasthooks._describe import Phase, callback_of, label, where
 from robo_orchard_fasthooks._dispatch import (
     Registrations,
     recorder_of,
     set_recorder,
 )
-from robo_orchard_fasthooks._record import Recorder, Stats
-from robo_orchard_fasthooks.describe import Phase, callback_of, label, where
-from robo_orchard_fasthooks.ranges import (
+from robo_orchard_fasthooks._profiling import report
+from robo_orchard_fasthooks._profiling.markers import (
     DeviceTimes,
     nvtx_range,
     profiler_range,
 )
+from robo_orchard_fasthooks._record import Recorder, Stats
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -203,9 +203,9 @@ class HookProfiler:
             RuntimeError: Not all ranks called it in time.
         """
         if reduce is None:
-            return profile_report.table(self.to_dict())
-        ranks = profile_report.gather(self.to_dict(), reduce, timeout)
-        return profile_report.table_of_ranks(ranks)
+            return report.table(self.to_dict())
+        ranks = report.gather(self.to_dict(), reduce, timeout)
+        return report.table_of_ranks(ranks)
 
     def plot(self, path: str | Path) -> None:
         """Draws the hooks as bars, before and after apart; needs matplotlib.
@@ -213,7 +213,7 @@ class HookProfiler:
         Args:
             path (str | Path): The picture, of any kind that matplotlib writes.
         """
-        profile_report.draw(self.to_dict(), path)
+        report.draw(self.to_dict(), path)
 
 
 @dataclass

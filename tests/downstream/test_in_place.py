@@ -26,9 +26,8 @@ from robo_orchard_lab.pipeline.hooks import (
 )
 
 import robo_orchard_fasthooks as ours
+from helpers import processes
 from robo_orchard_fasthooks import lab
-
-import processes
 
 CLIPPING = {"clip_mode": "norm", "max_norm": 1e-3}
 CONFIGS = [

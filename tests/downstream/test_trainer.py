@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import processes
+from helpers import processes
 
 SCRIPT = str(Path(__file__).with_name("train_lab.py"))
 RUN = ("-m", "robo_orchard_fasthooks", "run")

@@ -1,0 +1,1 @@
+"""How gradients are clipped; the public names are in clip and grad_clip."""

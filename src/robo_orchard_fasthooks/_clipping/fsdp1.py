@@ -1,0 +1,146 @@
+"""Gradients that torch's FullyShardedDataParallel has flattened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import isinf
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
+from typing_extensions import override
+
+from robo_orchard_fasthooks._clipping.dtensor import identity_of, reduce_max
+from robo_orchard_fasthooks._clipping.gradients import (
+    GradientNorm,
+    Gradients,
+    by_dtype,
+)
+from robo_orchard_fasthooks._clipping.local import LocalGradients
+
+__all__ = ["FSDP1Gradients"]
+
+
+class FSDP1Gradients(Gradients):
+    """Gradients of any of the parameters of FSDP modules, in any order.
+
+    FullyShardedDataParallel.clip_grad_norm_ takes all parameters of a model;
+    this has its arithmetic (norms in fp32, the coefficient in the dtype of
+    the gradient), and its bits for that list.
+
+    Args:
+        params (list[Tensor]): The parameters, the same ones on every rank.
+        models (Iterable[torch.nn.Module]): Where to look for FSDP modules.
+
+    Raises:
+        LookupError: A flattened parameter is of no such module; it is the
+            only argument.
+    """
+
+    collective = True
+
+    def __init__(
+        self, params: list[Tensor], models: Iterable[torch.nn.Module]
+    ):
+        super().__init__()
+        self._unsharded = LocalGradients()
+        place = {id(param): index for index, param in enumerate(params)}
+        # In FSDP's order, on which the last bits depend.
+        self._sharded: dict[
+            tuple[dist.ProcessGroup, torch.device], list[int]
+        ] = {}
+        self._whole: list[int] = []
+        for handle in _handles(models):
+            members = (
+                handle.flat_param._params
+                if handle._use_orig_params
+                else [handle.flat_param]
+            )
+            indices = [
+                index
+                for param in members
+                if (index := place.pop(id(param), None)) is not None
+            ]
+            if not handle.uses_sharded_strategy:
+                self._whole += indices
+            elif indices:
+                where = handle.process_group, handle.device
+                self._sharded.setdefault(where, []).extend(indices)
+        for index in place.values():
+            if getattr(params[index], "_fsdp_flattened", False):
+                raise LookupError(params[index])
+            self._whole.append(index)
+
+    @override
+    def total_norm(
+        self, params: list[Tensor], norm_type: float
+    ) -> GradientNorm:
+        if not self._sharded:
+            return self._unsharded.total_norm(params, norm_type)
+        if norm_type == 0:
+            raise ValueError("norm_type 0 is not supported with FSDP1")
+        parts = [
+            (_norm(params, indices, norm_type, device), group)
+            for (group, device), indices in self._sharded.items()
+        ]
+        whole = _norm(params, self._whole, norm_type, parts[0][0].device)
+        grads = self.local(params)
+        if isinf(norm_type):
+            norms = torch.stack(
+                [
+                    whole,
+                    *(reduce_max(n, norm_type, group) for n, group in parts),
+                ]
+            )
+            return GradientNorm(
+                torch.linalg.vector_norm(norms, norm_type), grads
+            )
+        total = whole.new_zeros(())
+        for norm, group in parts:
+            power = norm**norm_type
+            dist.all_reduce(power, group=group)
+            total += power
+        total += whole**norm_type
+        return GradientNorm(total ** (1.0 / norm_type), grads)
+
+    @override
+    def scale_(self, norm: GradientNorm, coefficient: Tensor) -> None:
+        if not self._sharded:
+            return super().scale_(norm, coefficient)
+        for group in by_dtype(norm.local):
+            torch._foreach_mul_(group, coefficient.to(group[0]))
+
+
+def _handles(models: Iterable[torch.nn.Module]) -> Iterator[Any]:
+    seen = set()
+    for model in models:
+        for module in FullyShardedDataParallel.fsdp_modules(model):
+            if module._handle is not None and module not in seen:
+                seen.add(module)
+                yield module._handle
+
+
+def _norm(
+    params: list[Tensor],
+    indices: list[int],
+    norm_type: float,
+    device: torch.device,
+) -> Tensor:
+    """The fp32 norm of the gradients of some parameters on this rank."""
+    grads = [
+        grad
+        for index in indices
+        if (grad := params[index].grad) is not None and grad.numel()
+    ]
+    if not grads:
+        nothing = identity_of(norm_type)
+        return torch.tensor(nothing, dtype=torch.float32, device=device)
+    norms = [
+        norm
+        for group in by_dtype(grads)
+        for norm in torch._foreach_norm(group, norm_type, dtype=torch.float32)
+    ]
+    norm = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+    return torch.as_tensor(norm, device=device)

@@ -1,0 +1,108 @@
+"""The parameters of an optimizer, and what is kept of them between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from operator import attrgetter
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+from torch.nn import Module
+
+from robo_orchard_fasthooks._clipping.algorithm import gradients_of
+from robo_orchard_fasthooks._clipping.gradients import Gradients
+
+__all__ = ["name_of", "optimizer_gradients"]
+
+_Models = Callable[[], Iterable[Module]]
+
+_requires_grad = attrgetter("requires_grad")
+
+
+class _Known:
+    """How the gradients of a list of parameters are stored.
+
+    It holds no parameter: one that refers to its optimizer would keep it
+    alive, and torch.utils.swap_tensors (`model.to` of DTensors) refuses
+    tensors that are referred to weakly.
+    """
+
+    def __init__(self, ids: list[int], gradients: Gradients):
+        self.ids = ids
+        self.repeats = len(set(ids)) < len(ids)
+        self.gradients = gradients
+
+
+_KNOWN: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+
+
+def optimizer_gradients(
+    optimizer: Any, models: _Models
+) -> tuple[list[Tensor], Gradients]:
+    """The parameters of an optimizer that require gradients, each once.
+
+    Args:
+        optimizer (torch.optim.Optimizer): Anything with `param_groups`.
+        models (Callable[[], Iterable[Module]]): Where FSDP modules are.
+
+    Returns:
+        tuple[list[Tensor], Gradients]: The parameters, and how their gradients
+            are stored; kept until other parameters are found.
+
+    Raises:
+        RuntimeError: A parameter that FSDP has flattened is of none of the
+            models.
+    """
+    params: list[Tensor] = []
+    for group in optimizer.param_groups:
+        params += group["params"]
+    if not all(map(_requires_grad, params)):
+        params = [param for param in params if param.requires_grad]
+    known = None
+    with suppress(TypeError):  # Of an optimizer without weak references.
+        known = _KNOWN.get(optimizer)
+    ids = list(map(id, params))
+    if known is None or known.ids != ids:
+        known = _Known(ids, _gradients(_once(params), optimizer, models))
+        with suppress(TypeError):
+            _KNOWN[optimizer] = known
+    return _once(params) if known.repeats else params, known.gradients
+
+
+def _once(params: list[Tensor]) -> list[Tensor]:
+    return list({id(param): param for param in params}.values())
+
+
+def _gradients(
+    params: list[Tensor], optimizer: Any, models: _Models
+) -> Gradients:
+    # What FullyShardedDataParallel marks its parameters with.
+    if not any(getattr(param, "_fsdp_flattened", False) for param in params):
+        return gradients_of(params)
+    from robo_orchard_fasthooks._clipping.fsdp1 import FSDP1Gradients
+
+    try:
+        return FSDP1Gradients(params, models())
+    except LookupError as error:
+        raise RuntimeError(
+            f"{name_of(error.args[0], optimizer, ())} is sharded by "
+            "FullyShardedDataParallel, but of an unknown module: prepare the "
+            "model, or pass PipelineHookArgs(..., model=)"
+        ) from None
+
+
+def name_of(param: Tensor, optimizer: Any, models: Iterable[Module]) -> str:
+    """Where a parameter is in its optimizer, with its name if it has one."""
+    group, number, index = next(
+        (group, number, index)
+        for number, group in enumerate(optimizer.param_groups)
+        for index, member in enumerate(group["params"])
+        if member is param
+    )
+    names = list(group.get("param_names", ()))[index : index + 1]
+    for model in models:
+        names += [n for n, p in model.named_parameters() if p is param]
+    place = f"parameter {index} of group {number}"
+    return f"{place} ({names[0]!r})" if names else place

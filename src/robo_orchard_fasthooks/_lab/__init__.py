@@ -1,0 +1,1 @@
+"""How functions of another package are replaced and put back."""

@@ -1,0 +1,1 @@
+"""What a HookProfiler reports, and how it marks callbacks."""

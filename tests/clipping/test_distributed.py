@@ -1,0 +1,383 @@
+"""Clipping on several ranks, with a loss scaler, and by others than us."""
+
+import functools
+import math
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from helpers import processes
+
+RANKS = str(Path(__file__).parents[1].joinpath("helpers/clipping_ranks.py"))
+
+
+@pytest.mark.parametrize(
+    ("program", "ranks"),
+    [("ddp", 2), ("fsdp2", 2), ("mixed", 2), ("fsdp1", 2), ("square", 4)],
+)
+def test_on_ranks(program, ranks):
+    out, _ = processes.run(
+        [*processes.TORCHRUN, str(ranks), RANKS, program, str(ranks)]
+    )
+    # Each has run all cases, of which there are some. Gloo may print, too.
+    first, *others = sorted(re.findall("^rank .*", out, re.MULTILINE))
+    assert re.fullmatch(rf"rank 0 of {ranks}: [1-9]\d* cases", first)
+    assert others == [
+        first.replace("rank 0", f"rank {rank}") for rank in range(1, ranks)
+    ]
+
+
+class FP16(Accelerator):
+    """Stands in for mixed_precision="fp16", which needs a GPU.
+
+    Everything that it does is accelerate's own.
+    """
+
+    mixed_precision = "fp16"
+
+    def __init__(self):
+        super().__init__(cpu=True)
+        self.native_amp = True
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+
+GRADIENTS = torch.tensor([3.0, -4.0]), torch.tensor([50.0, 0.0, -120.0])
+
+
+def scaled(scaler, gradients):
+    """Optimizers of one parameter each, with scaled gradients."""
+    optimizers = []
+    for gradient in gradients:
+        param = torch.nn.Parameter(torch.zeros_like(gradient))
+        optimizers.append(torch.optim.SGD([param], lr=1))
+        scaler.scale(param @ gradient).backward()
+    return optimizers
+
+
+def param_of(optimizer):
+    return optimizer.param_groups[0]["params"][0]
+
+
+def run(lib, hook, accelerator, optimizer):
+    args = lib.PipelineHookArgs(accelerator, optimizer=optimizer)
+    with hook.begin("on_step", args):
+        pass
+
+
+CLIPPING = {
+    "norm": (
+        {"clip_mode": "norm", "max_norm": 1.0},
+        lambda params: torch.nn.utils.clip_grad_norm_(params, 1.0),
+    ),
+    "value": (
+        {"clip_mode": "value", "clip_value": 2.0},
+        lambda params: torch.nn.utils.clip_grad_value_(params, 2.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("mode", CLIPPING)
+class TestScaler:
+    """Two optimizers, of which a hook unscales the one it clips."""
+
+    @pytest.fixture(autouse=True)
+    def prepare(self, mode, prepared):
+        self.settings, self.clip = CLIPPING[mode]
+        self.prepared = prepared
+
+    def optimizers(self, gradients=GRADIENTS):
+        self.accelerator = FP16()
+        made = scaled(self.accelerator.scaler, gradients)
+        if self.prepared:
+            made = [self.accelerator.prepare_optimizer(each) for each in made]
+        self.accelerator._optimizers = made
+        return made
+
+    def by_hand(self, gradients=GRADIENTS):
+        """Unscaled, clipped by torch and stepped without any hook."""
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        made = scaled(scaler, gradients)
+        for optimizer in made:
+            scaler.unscale_(optimizer)
+            self.clip([param_of(optimizer)])
+            scaler.step(optimizer)
+        scaler.update()
+        return scaler, made
+
+    def test_each_optimizer_is_unscaled_once(self, ours):
+        first, second = optimizers = self.optimizers()
+        _, expected = self.by_hand()
+        hook = ours.GradientClippingHookConfig(**self.settings)()
+        scale, norms = 8.0, []
+        run(ours, hook, self.accelerator, first)
+        norms.append(hook.total_norm)
+        assert torch.equal(param_of(second).grad, scale * GRADIENTS[1])
+        run(ours, hook, self.accelerator, second)
+        norms.append(hook.total_norm)
+        for one, other in zip(optimizers, expected, strict=True):
+            assert torch.equal(param_of(one).grad, param_of(other).grad)
+        if self.settings["clip_mode"] == "norm":
+            assert norms == [5, 130]  # Without the scale.
+
+    def test_upstream_unscales_every_optimizer(self, theirs):
+        first, second = self.optimizers()
+        hook = theirs.GradientClippingHookConfig(**self.settings)()
+        if not self.prepared:  # It looks at what was prepared.
+            self.accelerator._optimizers = [first, second]
+        run(theirs, hook, self.accelerator, first)
+        assert torch.equal(param_of(second).grad, GRADIENTS[1])
+        with pytest.raises(RuntimeError, match="already been called"):
+            run(theirs, hook, self.accelerator, second)
+
+    def test_a_wrapper_of_several(self, ours):
+        """Those of accelerate's optimizers whose parameters it has."""
+        optimizers = self.optimizers()
+        other = self.optimizers()[0]
+        self.accelerator._optimizers = [*optimizers, other]
+        for optimizer in optimizers:  # Two groups are unscaled once.
+            param = torch.nn.Parameter(torch.zeros(1))
+            getattr(optimizer, "optimizer", optimizer).add_param_group(
+                {"params": [param]}
+            )
+        wrapper = SimpleNamespace(
+            param_groups=sum((each.param_groups for each in optimizers), [])
+        )
+        hook = ours.GradientClippingHookConfig(**self.settings)()
+        run(ours, hook, self.accelerator, wrapper)
+        params = [param_of(optimizer) for optimizer in optimizers]
+        found = [param.grad for param in params]
+        for param, grad in zip(params, GRADIENTS, strict=True):
+            param.grad = grad.clone()
+        self.clip(params)
+        assert all(map(torch.equal, found, [p.grad for p in params]))
+        assert torch.equal(param_of(other).grad, 8 * GRADIENTS[0])
+
+    @pytest.mark.parametrize("poison", [math.inf, math.nan])
+    def test_a_step_that_overflows_is_skipped(self, ours, poison):
+        gradients = torch.tensor([1.0, poison]), GRADIENTS[1]
+        optimizers = self.optimizers(gradients)
+        hand_scaler, expected = self.by_hand(gradients)
+        hook = ours.GradientClippingHookConfig(**self.settings)()
+        scaler = self.accelerator.scaler
+        for optimizer in optimizers:
+            run(ours, hook, self.accelerator, optimizer)
+        for optimizer in optimizers:
+            scaler.step(getattr(optimizer, "optimizer", optimizer))
+        scaler.update()
+        for one, other in zip(optimizers, expected, strict=True):
+            assert torch.equal(param_of(one), param_of(other))
+        assert torch.equal(param_of(optimizers[0]), torch.zeros(2))
+        assert not torch.equal(param_of(optimizers[1]), torch.zeros(3))
+        assert scaler.get_scale() == hand_scaler.get_scale() == 4
+
+
+def stand_in(kind):
+    """Says it is of that distributed type; its methods are accelerate's."""
+
+    class StandIn(Accelerator):
+        distributed_type = kind
+
+    return StandIn(cpu=True)
+
+
+@pytest.fixture
+def calls():
+    """What accelerate's own clip methods were called with, in order."""
+    names = {
+        getattr(Accelerator, name).__code__: name
+        for name in ("clip_grad_norm_", "clip_grad_value_")
+    }
+    found = []
+
+    def see(frame, event, _):
+        if event == "call" and frame.f_code in names:
+            given = dict(frame.f_locals)
+            del given["self"]
+            found.append((names[frame.f_code], given))
+
+    before = sys.getprofile()
+    sys.setprofile(see)
+    yield found
+    sys.setprofile(before)
+
+
+def two_params():
+    params = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    for param in params:
+        param.grad = torch.tensor([3.0, 4.0])
+    return params
+
+
+@pytest.fixture
+def clip(ours):
+    """Runs a hook on two parameters, which it returns with the hook."""
+
+    def run_on(accelerator, **settings):
+        params = two_params()
+        optimizer = torch.optim.SGD(params, lr=1)
+        hook = ours.GradientClippingHookConfig(**settings)()
+        run(ours, hook, accelerator, optimizer)
+        return params, hook
+
+    return run_on
+
+
+def is_same(found, params):
+    return [id(each) for each in found] == [id(each) for each in params]
+
+
+class TestDelegated:
+    @pytest.mark.parametrize("kind", ["DEEPSPEED", "XLA", "MEGATRON_LM"])
+    def test_norm_by_kind(self, clip, calls, kind):
+        accelerator = stand_in(DistributedType[kind])
+        engine = SimpleNamespace(
+            get_global_grad_norm=lambda: torch.tensor(7.0)
+        )
+        if kind == "DEEPSPEED":  # It clips by itself, and tells the norm.
+            accelerator.deepspeed_engine_wrapped = engine
+        params, hook = clip(
+            accelerator, clip_mode="norm", max_norm=2, norm_type=1
+        )
+        ((name, given),) = calls
+        assert name == "clip_grad_norm_"
+        assert is_same(given.pop("parameters"), params)
+        assert given == {"max_norm": 2, "norm_type": 1}
+        if kind == "DEEPSPEED":
+            assert hook.total_norm == 7
+            assert torch.equal(params[0].grad, torch.tensor([3.0, 4.0]))
+        else:
+            assert hook.total_norm == 14
+            assert sum(param.grad.sum() for param in params) < 2.001
+
+    def test_deepspeed_before_there_is_an_engine(self, clip):
+        accelerator = stand_in(DistributedType.DEEPSPEED)
+        accelerator.deepspeed_engine_wrapped = None
+        _, hook = clip(accelerator, clip_mode="norm", max_norm=2)
+        assert hook.total_norm is None
+
+    def test_deepspeed_that_keeps_the_gradients(self, ours):
+        accelerator = stand_in(DistributedType.DEEPSPEED)
+        accelerator.deepspeed_engine_wrapped = SimpleNamespace(
+            get_global_grad_norm=lambda: 7.0
+        )
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))])
+        hook = ours.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
+        run(ours, hook, accelerator, optimizer)
+        assert torch.equal(hook.total_norm, torch.tensor(7.0))
+
+    @pytest.mark.parametrize("method", ["clip_grad_norm_", "clip_grad_value_"])
+    def test_accelerate_patched(self, ours, method, monkeypatch):
+        """By what looks like the original."""
+        found = []
+
+        @functools.wraps(getattr(Accelerator, method))
+        def patch(self, *args):
+            found.append(args)
+
+        monkeypatch.setattr(Accelerator, method, patch)
+        hook = ours.GradientClippingHookConfig(
+            clip_mode=method[10:-1], max_norm=1, clip_value=1
+        )()
+        optimizer = torch.optim.SGD(two_params())
+        run(ours, hook, Accelerator(cpu=True), optimizer)
+        assert len(found) == 1
+
+    def test_an_error_that_only_we_can_raise(self, clip, calls):
+        accelerator = stand_in(DistributedType.MEGATRON_LM)
+        settings = {"clip_mode": "norm", "error_if_nonfinite": True}
+        with pytest.raises(ValueError, match="StandIn, .*MEGATRON_LM"):
+            clip(accelerator, max_norm=2, **settings)
+        assert calls == []
+
+    def test_own_unscaling(self, ours):
+        """It is called as accelerate calls it."""
+        calls = []
+
+        class Own(Accelerator):
+            def unscale_gradients(self):
+                calls.append(self)
+
+        accelerator = Own(cpu=True)
+        hook = ours.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
+        run(ours, hook, accelerator, torch.optim.SGD(two_params()))
+        assert calls == [accelerator]
+
+    @pytest.mark.parametrize("mode", CLIPPING)
+    def test_nothing_but_what_is_used(self, ours, mode):
+        settings, by_torch = CLIPPING[mode]
+        params = two_params()
+        accelerator = SimpleNamespace(
+            sync_gradients=True,
+            clip_grad_norm_=lambda params, *_: by_torch(params),
+            clip_grad_value_=lambda params, *_: by_torch(params),
+        )
+        hook = ours.GradientClippingHookConfig(**settings)()
+        run(ours, hook, accelerator, torch.optim.SGD(params))
+        assert not torch.equal(params[0].grad, torch.tensor([3.0, 4.0]))
+
+    @pytest.mark.parametrize("kind", ["XLA", "MEGATRON_LM"])
+    def test_value_by_kind(self, clip, calls, kind):
+        accelerator = stand_in(DistributedType[kind])
+        params, _ = clip(accelerator, clip_mode="value", clip_value=2)
+        ((name, given),) = calls
+        assert name == "clip_grad_value_"
+        assert is_same(given.pop("parameters"), params)
+        assert given == {"clip_value": 2}
+        assert torch.equal(params[0].grad, torch.tensor([2.0, 2.0]))
+
+    def test_deepspeed_has_no_value_mode(self, clip):
+        accelerator = stand_in(DistributedType.DEEPSPEED)
+        with pytest.raises(Exception, match="do not support `clip_grad_value"):
+            clip(accelerator, clip_mode="value", clip_value=2)
+
+    @pytest.mark.parametrize("kind", ["NO", "MULTI_CPU", "MULTI_GPU", "FSDP"])
+    @pytest.mark.parametrize("mode", CLIPPING)
+    def test_clipped_by_us(self, clip, calls, kind, mode):
+        settings, by_torch = CLIPPING[mode]
+        params, _ = clip(stand_in(DistributedType[kind]), **settings)
+        assert calls == []
+        others = two_params()
+        by_torch(others)
+        for param, other in zip(params, others, strict=True):
+            assert torch.equal(param.grad, other.grad)
+
+    @pytest.mark.parametrize("patched", [False, True])
+    def test_methods_of_its_own(self, clip, patched):
+        def method(**settings):
+            return mock.create_autospec(lambda *args: None, **settings)
+
+        norm, value = method(return_value=torch.tensor(3.0)), method()
+
+        class Own(Accelerator):
+            if not patched:
+
+                def clip_grad_norm_(self, *args):
+                    return norm(*args)
+
+                def clip_grad_value_(self, *args):
+                    return value(*args)
+
+        accelerator = Own(cpu=True)
+        if patched:
+            accelerator.clip_grad_norm_ = norm
+            accelerator.clip_grad_value_ = value
+        params, hook = clip(
+            accelerator, clip_mode="norm", max_norm=2, norm_type=1
+        )
+        (found, *rest), _ = norm.call_args
+        assert is_same(found, params) and rest == [2, 1]
+        assert hook.total_norm == 3
+        params, _ = clip(accelerator, clip_mode="value", clip_value=2)
+        (found, *rest), _ = value.call_args
+        assert is_same(found, params) and rest == [2]
+        norm.assert_called_once()
+        value.assert_called_once()
+        assert torch.equal(params[0].grad, torch.tensor([3.0, 4.0]))
