@@ -20,7 +20,7 @@ from robo_orchard_fasthooks._clipping.mesh import PLAIN
 from robo_orchard_fasthooks._clipping.partial import clamped_sum, is_sum
 from robo_orchard_fasthooks._clipping.placed import (
     PlacedGradients,
-    shard_of,
+    shards_of,
 )
 from robo_orchard_fasthooks._clipping.torch_functions import get_total_norm
 
@@ -45,11 +45,12 @@ class DTensorGradients(Gradients):
     def __init__(self) -> None:
         super().__init__()
         self._local = LocalGradients()
-        self._placed = PlacedGradients()
+        self.placed = PlacedGradients()
 
     @override
     def local(self, params: list[Tensor]) -> list[Tensor]:
-        return [shard_of(grad) for grad in super().local(params)]
+        shards = shards_of(super().local(params))
+        return [shard for shard in shards if shard is not None]
 
     @override
     def total_norm(
@@ -59,10 +60,10 @@ class DTensorGradients(Gradients):
         foreach: bool | None = None,
     ) -> GradientNorm:
         grads = [param.grad for param in params]
-        norms = self.norms(params, grads, norm_type, foreach)
+        shards = self.placed.shards(params, grads)
+        norms = self.norms(grads, shards, norm_type, foreach)
         total_norm, mesh = _combined(norms, norm_type)
-        norm = self.with_norm(params, total_norm, foreach)
-        return norm._replace(mesh=mesh)
+        return self.scaling(params, shards, total_norm, foreach, mesh)
 
     def norm_of(
         self,
@@ -71,59 +72,10 @@ class DTensorGradients(Gradients):
         foreach: bool | None = None,
     ) -> GradientNorm:
         """Computes the norm of tensors, as `total_norm` does of gradients."""
-        norms = self.norms(tensors, tensors, norm_type, foreach)
+        shards = self.placed.shards(tensors, tensors)
+        norms = self.norms(tensors, shards, norm_type, foreach)
         total_norm, mesh = _combined(norms, norm_type)
         return GradientNorm(total_norm, [], mesh=mesh)
-
-    def norms(
-        self,
-        owners: list[Tensor],
-        grads: _Optional,
-        norm_type: float,
-        foreach: bool | None = None,
-    ) -> list[tuple[Any, Tensor]]:
-        """Computes the norm of each group of gradients.
-
-        Args:
-            owners (list[Tensor]): The parameters.
-            grads (Sequence[Tensor | None]): Their gradients.
-            norm_type (float): The p of the p-norm.
-            foreach (bool | None): As in `total_norm`.
-
-        Returns:
-            list[tuple[DeviceMesh | None, Tensor]]: The mesh of each group of
-                which some rank has a gradient, and its norm over all ranks:
-                plain, 0-dim.
-
-        Raises:
-            NotImplementedError: A gradient cannot be clipped.
-        """
-        placed = self._placed
-        shards = placed.shards(owners, grads)
-        for index in placed.partial:
-            # Always reduced first: in torch 2.13 the inf-norm of parts of a
-            # maximum is that of the largest part.
-            if (grad := grads[index]) is not None:
-                shards[index] = full(grad)
-        norms: list[tuple[Any, Tensor]] = []
-        for group in placed.groups:
-            part = [shards[index] for index in group.indices]
-            norm = None
-            if group.knows(part):
-                norm = group.norm(part, norm_type)
-            elif left := _present(grads, group.indices):
-                norm = full(get_total_norm(left, norm_type, False, foreach))
-            if norm is not None:
-                norms.append((group.mesh, norm))
-        if plain := _present(grads, placed.plain):
-            found = self._local.norm_of(plain, norm_type, foreach)
-            norm = (
-                found.total_norm
-                if found
-                else get_total_norm(plain, norm_type, False, foreach)
-            )
-            norms.append((None, norm))
-        return norms
 
     def with_norm(
         self,
@@ -144,8 +96,67 @@ class DTensorGradients(Gradients):
         Raises:
             NotImplementedError: A gradient cannot be clipped.
         """
-        placed = self._placed
-        shards = placed.shards(params, [param.grad for param in params])
+        shards = self.placed.shards(params, [param.grad for param in params])
+        return self.scaling(params, shards, total_norm, foreach)
+
+    def norms(
+        self,
+        grads: _Optional,
+        shards: _Optional,
+        norm_type: float,
+        foreach: bool | None = None,
+    ) -> list[tuple[Any, Tensor]]:
+        """Computes the norm of each group of gradients.
+
+        Args:
+            grads (Sequence[Tensor | None]): The gradients.
+            shards (Sequence[Tensor | None]): Their `shards`.
+            norm_type (float): The p of the p-norm.
+            foreach (bool | None): As in `total_norm`.
+
+        Returns:
+            list[tuple[DeviceMesh | None, Tensor]]: The mesh of each group of
+                which some rank has a gradient, and its norm over all ranks:
+                plain, 0-dim.
+        """
+        placed = self.placed
+        if placed.partial:
+            # Always reduced first: in torch 2.13 the inf-norm of parts of a
+            # maximum is that of the largest part.
+            shards = [*shards]
+            for index in placed.partial:
+                if (grad := grads[index]) is not None:
+                    shards[index] = full(grad)
+        norms: list[tuple[Any, Tensor]] = []
+        for group in placed.groups:
+            part = [shards[index] for index in group.indices]
+            norm = None
+            if group.knows(part):
+                norm = group.norm(part, norm_type)
+            elif left := _present(grads, group.indices):
+                norm = full(get_total_norm(left, norm_type, False, foreach))
+            if norm is not None:
+                norms.append((group.mesh, norm))
+        if plain := _present(grads, placed.plain):
+            found = self._local.norm_of(plain, norm_type, foreach)
+            norm = (
+                found.total_norm
+                if found
+                else get_total_norm(plain, norm_type, False, foreach)
+            )
+            norms.append((None, norm))
+        return norms
+
+    def scaling(
+        self,
+        params: list[Tensor],
+        shards: _Optional,
+        total_norm: Tensor,
+        foreach: bool | None = None,
+        mesh: Any = None,
+    ) -> GradientNorm:
+        """Says for `with_norm` which gradients are scaled in which way."""
+        placed = self.placed
         has_complex = placed.has_complex
         local: list[Tensor] = []
         left: list[Left] = []
@@ -164,7 +175,11 @@ class DTensorGradients(Gradients):
             else:
                 left.append((None, plain))
         return GradientNorm(
-            total_norm, local, has_complex=has_complex, left=left
+            total_norm,
+            local,
+            has_complex=has_complex,
+            left=left,
+            mesh=mesh,
         )
 
     @override
@@ -176,8 +191,8 @@ class DTensorGradients(Gradients):
         foreach: bool | None = None,
     ) -> None:
         all_grads: list[Any] = [param.grad for param in params]
-        placed = self._placed
-        shards = placed.shards(params, all_grads)
+        placed = self.placed
+        shards = self.placed.shards(params, all_grads)
         # First what communicates or may be refused, and changes nothing.
         sums = {
             index: clamped_sum(grad, clip_value)

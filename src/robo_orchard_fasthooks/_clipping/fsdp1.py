@@ -93,13 +93,10 @@ class FSDP1Gradients(Gradients):
         if norm_type == 0:
             raise ValueError("norm_type 0 is not supported with FSDP1")
         dtensors = [params[i] for i in self._whole if _is_dtensor(params[i])]
-        # First, as it may refuse one.
-        wholes = [
-            norm
-            for _, norm in self._dtensors.norms(
-                dtensors, [param.grad for param in dtensors], norm_type
-            )
-        ]
+        grads = [param.grad for param in dtensors]
+        # First, as this may refuse one.
+        shards = self._dtensors.placed.shards(dtensors, grads)
+        wholes = [n for _, n in self._dtensors.norms(grads, shards, norm_type)]
         parts = [
             (_norm(params, indices, norm_type, device), group)
             for (group, device), indices in self._sharded.items()
@@ -122,7 +119,7 @@ class FSDP1Gradients(Gradients):
             for norm in wholes:
                 total += norm**norm_type
             total = total ** (1.0 / norm_type)
-        found = self._dtensors.with_norm(dtensors, total)
+        found = self._dtensors.scaling(dtensors, shards, total)
         others = [param for param in params if not _is_dtensor(param)]
         return found._replace(local=found.local + super().local(others))
 

@@ -98,22 +98,24 @@ class MeshGradients:
         Returns:
             Tensor | None: The norm, 0-dim; None if no rank has a gradient.
         """
-        norms = self._local.norms(
-            [
-                _nothing(norm_type, *kind)
-                if shard is None or not shard.numel()
-                else shard
+        filled: list[Any] = shards
+        all_here = NoneType not in set(map(type, shards))
+        if not all_here or 0 in map(Tensor.numel, filled):
+            filled = [
+                shard
+                if shard is not None and shard.numel()
+                else _nothing(norm_type, *kind)
                 for shard, kind in zip(shards, self._kinds, strict=True)
-            ],
-            norm_type,
-        )
+            ]
+        norms = self._local.norms(filled, norm_type)
         if norms is None:
             raise NotImplementedError("the gradient of a DTensor is sparse")
-        here = [shards[index] is not None for index in self._order]
         # How many ranks have each of them.
-        present = (
-            torch.ones_like(norms) if all(here) else norms.new_tensor(here)
-        )
+        present = torch.ones_like(norms)
+        if not all_here:
+            present = norms.new_tensor(
+                [shards[index] is not None for index in self._order]
+            )
         for _, size, whole in self._reductions:
             if whole is not None and not isinf(norm_type):
                 # Each rank brings its part of those that all have, as torch's
@@ -123,7 +125,7 @@ class MeshGradients:
         for dim, _, _ in self._reductions:
             group = self.mesh.get_group(dim)
             norms, present = _reduce(norms, present, norm_type, group)
-        if not all(here):
+        if not all_here:
             # Without those that no rank has: torch does not sum them, and
             # zeros can change the last bits. On CUDA, this waits.
             norms = norms[present > 0]

@@ -16,7 +16,7 @@ from robo_orchard_fasthooks._clipping.mesh import Kind, MeshGradients
 from robo_orchard_fasthooks._clipping.partial import is_partial
 from robo_orchard_fasthooks._clipping.refusals import product
 
-__all__ = ["PlacedGradients", "shard_of"]
+__all__ = ["PlacedGradients", "shards_of"]
 
 
 class PlacedGradients:
@@ -80,7 +80,7 @@ class PlacedGradients:
             ]
         if any(grads[index] is not None for index in self._products):
             raise NotImplementedError("a gradient cannot be clipped")
-        return [None if grad is None else shard_of(grad) for grad in grads]
+        return shards_of(grads)
 
     def _plan(self, shown: list[Tensor]) -> None:
         kinds = [_kind(tensor) for tensor in shown]
@@ -124,9 +124,13 @@ def _kind(tensor: Tensor) -> tuple[int | None, Kind]:
     return None, ((), tensor.dtype, tensor.device)
 
 
-def shard_of(grad: Tensor) -> Tensor:
-    """What this rank has of a gradient."""
-    if not isinstance(grad, DTensor):
-        return grad
-    shard = grad.to_local()
-    return shard.wait() if isinstance(shard, AsyncCollectiveTensor) else shard
+def shards_of(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """What this rank has of gradients; None if it has no such gradient."""
+    # What `to_local` returns while gradients are not recorded, at a fifth of
+    # its time (20 ns).
+    shards = [getattr(grad, "_local_tensor", grad) for grad in grads]
+    if AsyncCollectiveTensor in set(map(type, shards)):
+        for index, shard in enumerate(shards):
+            if isinstance(shard, AsyncCollectiveTensor):
+                shards[index] = shard.wait()
+    return shards
