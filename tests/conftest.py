@@ -1,5 +1,7 @@
 """Fixtures that several folders use."""
 
+import os
+
 import pytest
 
 from helpers.implementations import IMPLEMENTATIONS, UPSTREAM
@@ -14,6 +16,13 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("lib", ["upstream", "ours", *more], indirect=True)
     elif "ours" in metafunc.fixturenames and more:
         metafunc.parametrize("ours", ["ours", *more], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder that all processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture

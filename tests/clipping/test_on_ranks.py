@@ -5,10 +5,8 @@ process of pytest needs it first.
 """
 
 import json
-import os
 
 import pytest
-from filelock import FileLock
 
 from helpers import processes
 from helpers.ranks import CASES, RANKS
@@ -16,58 +14,40 @@ from helpers.ranks import CASES, RANKS
 TESTS = [(program, name) for program in CASES for name in CASES[program]]
 
 
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """A folder that all processes of pytest-xdist share."""
-    folder = tmp_path_factory.getbasetemp()
-    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-
-
 @pytest.fixture
 def folder(program, shared, request):
     """Where the ranks have left their results."""
-    folder = shared / "ranks" / program
-    # One program at a time: each keeps at least two cores busy.
-    with FileLock(shared / "ranks.lock"):
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            params = [
-                item.callspec.params
-                for item in request.session.items
-                if item.originalname == request.node.originalname
-            ]
-            run(
-                program,
-                [
-                    each["name"]
-                    for each in params
-                    if each["program"] == program
-                ],
-                folder,
-            )
-    return folder
 
+    def run(folder):
+        params = [
+            item.callspec.params
+            for item in request.session.items
+            if item.originalname == request.node.originalname
+        ]
+        names = [each["name"] for each in params if each["program"] == program]
+        (folder / "cases.json").write_text(json.dumps(names))
+        torchrun = [*processes.TORCHRUN, str(RANKS[program])]
+        command = [*torchrun, "-m", "helpers.ranks", program, str(folder)]
+        try:
+            processes.run(command, timeout=300)
+        except AssertionError as error:
+            (folder / "error").write_text(str(error))
 
-def run(program, names, folder):
-    """Runs the cases; writes down what was said if that did not end well."""
-    (folder / "cases.json").write_text(json.dumps(names))
-    ranks = [*processes.TORCHRUN, str(RANKS[program])]
-    try:
-        processes.run([*ranks, "-m", "helpers.ranks", program, str(folder)])
-    except AssertionError as error:
-        (folder / "error").write_text(str(error))
+    return processes.once(shared / "ranks" / program, run)
 
 
 def failures(name, rank, folder):
     """What failed in a case on that rank."""
-    file = folder / f"{rank}.jsonl"
+    file, error = folder / f"{rank}.jsonl", folder / "error"
     lines = file.read_text().splitlines() if file.exists() else []
     ended = dict(map(json.loads, lines))
+    if not error.exists():
+        return ended[name]
     names = json.loads((folder / "cases.json").read_text())
-    (first, *_) = (*(each for each in names if each not in ended), None)
-    if name == first:
-        return [(folder / "error").read_text()]
-    return ended.get(name, [f"not run, because {first} did not end"])
+    missing = [each for each in names if each not in ended] or names[-1:]
+    if name == missing[0]:
+        return [*ended.get(name, []), error.read_text()]
+    return ended.get(name, [f"not run, because {missing[0]} did not end"])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
 
 TESTS = str(Path(__file__).parents[1])
 TORCHRUN = (
@@ -12,8 +15,10 @@ TORCHRUN = (
 )
 
 
-def run(command: list[str], cwd: Path | None = None) -> tuple[str, str]:
-    """What a program writes; it has to end well, within two minutes."""
+def run(
+    command: list[str], cwd: Path | None = None, timeout: float = 120
+) -> tuple[str, str]:
+    """Returns what a program writes; fails if it does not end well in time."""
     with subprocess.Popen(
         command,
         cwd=cwd,
@@ -27,10 +32,24 @@ def run(command: list[str], cwd: Path | None = None) -> tuple[str, str]:
         text=True,
     ) as process:
         try:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             # Not kill: torchrun has to end its children, which hold the pipes.
             process.terminate()
             raise AssertionError("".join(process.communicate())) from None
     assert process.returncode == 0, out + err
     return out, err
+
+
+def once(folder: Path, fill: Callable[[Path], object]) -> Path:
+    """Has the first process that needs a folder make it and fill it.
+
+    The processes of pytest-xdist share the fixture `shared`, below which the
+    folder has to be.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            fill(folder)
+    return folder
