@@ -108,16 +108,16 @@ def test_nothing_while_gradients_accumulate(lib, step):
     assert not same(before, after)
 
 
-def test_nothing_after_a_failure(ours, theirs, step):  # F3
+@pytest.mark.contract("F3")
+def test_nothing_after_a_failure(ours, theirs, step):
     for lib in (ours, theirs):
         hook = lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
         before, after = step(lib, hook, error=ValueError())
         assert same(before, after) == (lib is ours)
 
 
-def test_a_parameter_held_twice_is_clipped_once(  # F10
-    ours, theirs, accelerator
-):
+@pytest.mark.contract("F10")
+def test_a_parameter_held_twice_is_clipped_once(ours, theirs, accelerator):
     norms = []
     for lib in (ours, theirs):
         param = torch.nn.Parameter(torch.zeros(2))
@@ -350,7 +350,8 @@ def test_a_dead_optimizer_is_freed(ours, clip, mode):
     assert hook.clip_mode == mode["clip_mode"]
 
 
-def test_a_parameter_that_comes_to_be_held_twice(ours, clip):  # F10
+@pytest.mark.contract("F10")
+def test_a_parameter_that_comes_to_be_held_twice(ours, clip):
     params = [parameter([3.0, 4.0]), parameter([1.0, 0.0])]
     optimizer = torch.optim.SGD(params, lr=1)
     clip(ours, optimizer, clip_mode="norm", max_norm=100.0)
@@ -676,6 +677,7 @@ class TestConfig:
             ("OptimizerHookConfig", {}),
         ],
     )
+    @pytest.mark.contract("F9")
     def test_serialises_and_loads(self, ours, theirs, cls, settings, format):
         from robo_orchard_core.utils.config import load_config_class
 

@@ -14,8 +14,9 @@ pytestmark = pytest.mark.also_on("installed", *PROFILED)
 
 
 @pytest.mark.also_on(*PROFILED)  # 0.4's arguments have none.
+@pytest.mark.contract("F3")
 class TestException:
-    """F3: hooks see in `arg.exception` what the scope raised."""
+    """Hooks see in `arg.exception` what the scope raised."""
 
     @pytest.fixture
     def seen(self):
@@ -175,8 +176,9 @@ def interrupt(args):
 @pytest.mark.skipif(
     sys.version_info < (3, 11), reason="exceptions have no notes before 3.11"
 )
+@pytest.mark.contract("F7")
 class TestNote:
-    """F7: an exception says which hook it came from."""
+    """An exception says which hook it came from."""
 
     @pytest.mark.parametrize("phase", ["before", "after"])
     def test_names_the_hook(self, ours, hook, phase):

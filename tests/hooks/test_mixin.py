@@ -1,4 +1,4 @@
-"""PipelineHooks: rows K8, K9, K11, F5 and F8, and describe()."""
+"""PipelineHooks: copies, channels, merges and `from_hooks`; describe()."""
 
 import copy
 import functools
@@ -68,6 +68,7 @@ COPIES = {
 
 
 @pytest.mark.parametrize("how", COPIES)
+@pytest.mark.contract("K9")
 def test_copies_run_their_own_hooks(lib, how):
     hooks = make_class(lib)()
     hooks.note = "mine"
@@ -83,6 +84,7 @@ def test_copies_run_their_own_hooks(lib, how):
 
 
 @pytest.mark.parametrize("how", [how for how in COPIES if how != "copy"])
+@pytest.mark.contract("K9")
 def test_copies_keep_channels_apart(lib, how):
     hooks = lib.PipelineHooks()
     hooks.register_hook(
@@ -102,6 +104,7 @@ def test_copies_keep_channels_apart(lib, how):
     assert len(hooks.hooks["on_step"]) == 1
 
 
+@pytest.mark.contract("K9")
 def test_getstate_may_be_overridden(lib):
     class Unpicklable(lib.PipelineHooks):
         def __init__(self):
@@ -136,6 +139,7 @@ def test_a_copied_channel_keeps_its_attributes(ours):
     assert len(channel) == 1
 
 
+@pytest.mark.contract("K9")
 def test_getstate_of_a_channel_may_be_overridden(lib):
     class Locked(lib.HookContextChannel):
         def __init__(self, name):
@@ -169,6 +173,7 @@ def test_names_are_left_to_subclasses(lib):
     assert LOG == ["after"]
 
 
+@pytest.mark.contract("K9")
 def test_subclasses_and_multiple_inheritance(lib):
     class Mixin:
         def __init__(self, **kwargs):
@@ -188,11 +193,13 @@ def test_subclasses_and_multiple_inheritance(lib):
     run(both)
 
 
+@pytest.mark.contract("K9")
 def test_weak_references(lib):
     hooks = lib.PipelineHooks()
     assert weakref.ref(hooks)() is hooks
 
 
+@pytest.mark.contract("K8")
 class TestChannelsAreAPlainDict:
     def test_a_replaced_channel(self, lib):
         class Own(lib.HookContextChannel):
@@ -241,6 +248,7 @@ class TestChannelsAreAPlainDict:
         run(hooks, "anything")
 
 
+@pytest.mark.contract("K8")
 class TestMerging:
     def test_adds_in_order(self, lib, hook, log):
         hooks, other = lib.PipelineHooks(), lib.PipelineHooks()
@@ -292,9 +300,8 @@ class TestMerging:
         assert all(len(channel) == 0 for channel in hooks.hooks.values())
 
 
+@pytest.mark.contract("F5")
 class TestUnknownChannel:
-    """F5."""
-
     MESSAGE = (
         "there is no channel 'on_stop'; the channels are 'on_loop', "
         "'on_epoch', 'on_step', 'on_batch', 'on_model_forward', "
@@ -349,9 +356,8 @@ def test_a_subclass_that_forgot_super_init(ours, hook):
             call(Forgetful())
 
 
+@pytest.mark.contract("K11")
 class TestFromHooks:
-    """K11."""
-
     def test_none(self, lib):
         hooks = lib.PipelineHooks.from_hooks(None)
         assert type(hooks) is lib.PipelineHooks
@@ -457,8 +463,9 @@ def core_config():
     return config
 
 
+@pytest.mark.contract("F8")
 class TestOrderOfClippingAndOptimizer:
-    """F8: clipping after the optimizer has stepped is warned of, once."""
+    """Clipping after the optimizer has stepped is warned of, once."""
 
     def clipping(self, lib):
         return lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()

@@ -165,9 +165,10 @@ class Ending:
 
 
 class TestRows:
-    """What test_lab_rows leaves out, where upstream is the other side."""
+    """Rules of which upstream is the other side."""
 
-    def test_remove_unregisters(self, installed, log):  # F1
+    @pytest.mark.contract("F1")
+    def test_remove_unregisters(self, installed, log):
         hooks = PipelineHooks()
         hooks.register_hook("on_step", logging_hook(log)).remove()
         with hooks.register_hook("on_step", logging_hook(log)):
@@ -178,7 +179,8 @@ class TestRows:
         run(hooks)
         assert log == []
 
-    def test_a_hook_that_unregisters_itself(self, installed, log):  # F2
+    @pytest.mark.contract("F2")
+    def test_a_hook_that_unregisters_itself(self, installed, log):
         hooks = PipelineHooks()
         handle = hooks.register_hook(
             "on_step", HookContext.from_callable(after=lambda _: handle())
@@ -187,9 +189,10 @@ class TestRows:
         run(hooks)
         assert log == ["a"] and len(hooks.hooks["on_step"]) == 1
 
-    @pytest.mark.parametrize(  # F6
+    @pytest.mark.parametrize(
         "callback", [partial(print, 1), math.sqrt, mock.Mock()]
     )
+    @pytest.mark.contract("F6")
     def test_any_callable_can_be_shown(self, installed, callback):
         hooks = PipelineHooks()
         hook = HookContext.from_callable("me", callback)
@@ -197,7 +200,8 @@ class TestRows:
         for each in (hooks, hooks.hooks["on_step"]):
             assert "me" in repr(each)
 
-    def test_the_wrong_order_is_warned_of_once(self, installed):  # F8
+    @pytest.mark.contract("F8")
+    def test_the_wrong_order_is_warned_of_once(self, installed):
         grad_clip, optimizer = upstream.grad_clip, upstream.optimizer
         clipping = grad_clip.GradientClippingHookConfig(
             clip_mode="norm", max_norm=1
@@ -211,7 +215,8 @@ class TestRows:
         hooks += clipping
         run(PipelineHooks())
 
-    def test_the_wrong_order_is_warned_of_here(self, installed):  # F8
+    @pytest.mark.contract("F8")
+    def test_the_wrong_order_is_warned_of_here(self, installed):
         hooks = upstream.optimizer.OptimizerHook(None)
         with pytest.warns(UserWarning) as caught:
             hooks += upstream.grad_clip.GradientClippingHookConfig(
