@@ -1,4 +1,4 @@
-"""Fixtures that several folders use."""
+"""Fixtures that the tests in several folders use."""
 
 import os
 
@@ -9,7 +9,7 @@ from robo_orchard_fasthooks import HookContext
 
 
 def pytest_generate_tests(metafunc):
-    """Runs a test on each implementation."""
+    """Runs each test on the implementations that it is meant for."""
     marker = metafunc.definition.get_closest_marker("also_on")
     more = marker.args if marker else ()
     if "lib" in metafunc.fixturenames:
@@ -20,7 +20,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
-    """A folder that all processes of pytest-xdist share."""
+    """The temporary folder that all processes of pytest-xdist share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
@@ -34,7 +34,7 @@ def lib(request):
 
 @pytest.fixture
 def ours(request):
-    """This package, and what the marker `also_on` names."""
+    """This package, and the implementations that `also_on` names."""
     with IMPLEMENTATIONS[getattr(request, "param", "ours")]() as found:
         yield found
 
@@ -47,7 +47,7 @@ def theirs():
 
 @pytest.fixture
 def log():
-    """What ran, in order."""
+    """The names of the callbacks that ran, in order."""
     return []
 
 

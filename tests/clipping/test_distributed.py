@@ -158,7 +158,7 @@ class TestScaler:
 
 
 def stand_in(kind):
-    """Says it is of that distributed type; its methods are accelerate's."""
+    """Reports that distributed type; its methods are accelerate's own."""
 
     class StandIn(Accelerator):
         distributed_type = kind

@@ -1,4 +1,4 @@
-"""Runs programs in processes of their own, until a deadline."""
+"""Programs that tests run in processes of their own."""
 
 import os
 import subprocess
@@ -18,7 +18,11 @@ TORCHRUN = (
 def run(
     command: list[str], cwd: Path | None = None, timeout: float = 120
 ) -> tuple[str, str]:
-    """Returns what a program writes; fails if it does not end well in time."""
+    """Runs a program; returns what it writes to stdout and stderr.
+
+    Raises:
+        AssertionError: The program failed, or was not done in time (seconds).
+    """
     with subprocess.Popen(
         command,
         cwd=cwd,
@@ -34,7 +38,7 @@ def run(
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            # Not kill: torchrun has to end its children, which hold the pipes.
+            # Not `kill`: torchrun has to end its children, which hold the pipes.
             process.terminate()
             raise AssertionError("".join(process.communicate())) from None
     assert process.returncode == 0, out + err
@@ -42,10 +46,10 @@ def run(
 
 
 def once(folder: Path, fill: Callable[[Path], object]) -> Path:
-    """Has the first process that needs a folder make it and fill it.
+    """Creates and fills a folder, in the first process that needs it.
 
-    The processes of pytest-xdist share the fixture `shared`, below which the
-    folder has to be.
+    The folder has to be below the fixture `shared`, which the processes of
+    pytest-xdist have in common.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):

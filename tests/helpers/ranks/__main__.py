@@ -19,13 +19,13 @@ from helpers.ranks.cases import failures
 
 
 def meet():
-    """Waits for the other ranks, and raises if they do not come."""
+    """Waits for the other ranks; raises if one of them does not arrive."""
     dist.monitored_barrier(timeout=timedelta(seconds=20))
 
 
 def main(program, folder):
-    warnings.simplefilter("ignore")  # FSDP's, that NO_SHARD is deprecated.
-    # Short, so that a rank which waits in vain says in which case.
+    warnings.simplefilter("ignore")  # FSDP warns that NO_SHARD is deprecated.
+    # Short, so that a rank that waits in vain reports the case.
     dist.init_process_group("gloo", timeout=timedelta(seconds=20))
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     assert dist.get_world_size() == RANKS[program]

@@ -1,4 +1,4 @@
-"""The register of the cases, and of what failed in the one that runs."""
+"""The registry of the cases, and the failures of the one that is running."""
 
 import itertools
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 # The number of processes of each program.
 RANKS = {"ddp": 2, "fsdp2": 2, "mixed": 2, "fsdp1": 2, "square": 4}
 CASES = {program: {} for program in RANKS}
-"""By program and by name, what each rank calls."""
+"""By program and name: the function that each rank calls."""
 failures = []
 
 
@@ -35,7 +35,7 @@ def case(program, **grid):
 
 
 def label(index, value):
-    """A value in short, or its index in the grid."""
+    """A short text for a value, or its index in the grid."""
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     if callable(value):

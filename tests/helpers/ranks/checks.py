@@ -1,6 +1,6 @@
-"""What the cases on several ranks are made of and compared with.
+"""Building blocks and checks of the cases on several ranks.
 
-A check notes a failure and goes on.
+A check records a failure and goes on.
 """
 
 import math
@@ -23,7 +23,7 @@ from helpers.ranks.cases import check
 
 NAN, INF = math.nan, math.inf
 NORM_TYPES = [INF, -INF, 0.0, 0.5, 1.0, 2.0, 3.0]
-# Every norm of these cases lies between the two.
+# All norms of the cases lie between the two.
 CLIPS, CLIPS_NOT = 1e-3, 1e9
 
 
@@ -69,7 +69,7 @@ def check_same(what, found, expected):
 
 
 def check_close(what, found, expected):
-    """Within what the order of a sum may change in float32."""
+    """Compares within what the order of a sum may change in float32."""
     found, expected = (
         torch.as_tensor(value).detach().double() for value in (found, expected)
     )
@@ -90,7 +90,7 @@ def check_total(total, expected):
 
 
 def check_clipped(total, params, before, expected):
-    """Compares with the norm that is known, and with the other rank."""
+    """Compares with a known norm, and with the other rank."""
     totals = from_all(full(total))
     check(same(*totals) and None not in totals, "totals of ranks:", totals)
     if total is not None:
@@ -104,7 +104,7 @@ def check_clipped(total, params, before, expected):
 
 
 def raised(run):
-    """What `run` raises as a RuntimeError; "" if it raises nothing."""
+    """The message of the RuntimeError that `run` raises; "" without one."""
     try:
         run()
     except RuntimeError as error:
@@ -118,7 +118,7 @@ def randn(shape, dtype=torch.float32, seed=0):
 
 
 def copies(params):
-    """Parameters of the same gradients, for the oracle or for later."""
+    """Parameters with copies of the gradients."""
     made = [nn.Parameter(param.detach().clone()) for param in params]
     for copy, param in zip(made, params, strict=True):
         if param.grad is not None:
@@ -140,7 +140,7 @@ def true_norm(gradients, norm_type=2.0):
 
 
 def norm_of_parts(params, norm_type):
-    """The norm of what the ranks hold, which are parts of one gradient."""
+    """The norm over all ranks, each of which holds a part of the gradients."""
     mine = [local(grad) for grad in grads(params) if grad is not None]
     return true_norm(sum(from_all(mine), []), norm_type)
 
@@ -163,9 +163,9 @@ def backward(model, part=None):
 
 
 class StandIn(Accelerator):
-    """Says it runs FSDP, which `Accelerator(cpu=True)` never does.
+    """Reports FSDP, which `Accelerator(cpu=True)` never does.
 
-    Everything that it does is accelerate's own.
+    All of its methods are accelerate's own.
     """
 
     distributed_type = DistributedType.FSDP
@@ -192,7 +192,7 @@ def value_hook(clip_value=0.5, lib=ours):
 
 
 def run_hook(hook, optimizer, accelerator=None, **settings):
-    """One step of the hook, with an optimizer or what one is made of."""
+    """Runs one step of the hook, with an optimizer or with parameters."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = torch.optim.SGD(optimizer)
     args = ours.PipelineHookArgs(

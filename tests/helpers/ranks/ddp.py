@@ -35,7 +35,7 @@ def small_model():
 
 
 def train(lib, hook, accumulate):
-    """Three steps of this rank, and the totals that the hook then showed."""
+    """Takes three steps; returns the parameters and the hook's totals."""
     accelerator = make_accelerator(gradient_accumulation_steps=accumulate)
     check(accelerator.distributed_type == DistributedType.MULTI_CPU, "not DDP")
     model = small_model()
@@ -57,7 +57,7 @@ def train(lib, hook, accumulate):
 
 
 def train_alone(clip, *settings):
-    """Three steps on the whole batch, clipped by torch."""
+    """Takes three steps on the whole batch, with torch's clipping."""
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     totals = []
@@ -90,7 +90,7 @@ def ddp_norm(accumulate, max_norm, norm_type):
     shown = totals[accumulate - 1 :: accumulate]
     for one, other in zip(shown, expected, strict=True):
         check_close("total as one process", one, other)
-    if accumulate == 2:  # Half steps show no new total.
+    if accumulate == 2:  # No new total while gradients accumulate.
         check(totals[0] is None and totals[2] is totals[1], "clipped too soon")
 
 

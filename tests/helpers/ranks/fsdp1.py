@@ -39,7 +39,7 @@ FULL, GRAD_OP, NO = (
     ShardingStrategy.SHARD_GRAD_OP,
     ShardingStrategy.NO_SHARD,
 )
-# Of the outer and of the inner module.
+# The strategies of the outer and the inner module.
 STRATEGIES = [(FULL, FULL), (GRAD_OP, GRAD_OP), (NO, NO), (FULL, NO)]
 
 
@@ -75,7 +75,7 @@ def named(model):
 
 
 def whole_grads():
-    """Those of one process on the whole batch, by name."""
+    """The gradients of one process on the whole batch, by name."""
     model = backward(nested_model(), batch())
     return {name: param.grad for name, param in model.named_parameters()}
 
@@ -105,7 +105,7 @@ def fsdp1_norm(flat, strategies, norm_type, max_norm):
 
 @case("fsdp1", flat=[False, True], norm_type=[2, INF], default=[None, "half"])
 def fsdp1_half(flat, norm_type, default):
-    """Norms in fp32, coefficients in the gradients' dtype, as FSDP has it."""
+    """Norms are in fp32, coefficients in the gradients' dtype, as in FSDP."""
     model, oracle = (
         backward(fsdp1_model(flat, dtype=torch.bfloat16)) for _ in range(2)
     )
@@ -126,7 +126,7 @@ def fsdp1_half(flat, norm_type, default):
 
 @case("fsdp1", flat=[False, True], strategies=STRATEGIES)
 def fsdp1_value(flat, strategies):
-    """Clamping is by element, so parts may be clamped one by one."""
+    """Clamping is elementwise, so each rank can clamp its own part."""
     model = backward(fsdp1_model(flat, strategies))
     expected = [
         None if grad is None else grad.clamp(-0.5, 0.5)
@@ -159,7 +159,15 @@ def fsdp1_training(flat, mode):
 
 
 def check_subset(root, params, names, norm_type=2.0, **settings):
-    """The hook clips these, which have those names in the unwrapped model."""
+    """Checks that the hook clips these parameters and no others.
+
+    Args:
+        root: The model.
+        params: The parameters of the optimizer.
+        names: Their names in the unwrapped model.
+        norm_type: The type of the norm.
+        **settings: Fields of the arguments.
+    """
     chosen = set(params)
     others = [param for param in root.parameters() if param not in chosen]
     before, kept = copies(params), copies(others)
@@ -172,7 +180,7 @@ def check_subset(root, params, names, norm_type=2.0, **settings):
 
 
 WEIGHTS = "0.weight", "1.0.weight", "2.weight"
-# Sharded, the first rank has no part of these.
+# When they are sharded, rank 0 has no part of these.
 BIASES = "0.bias", "1.0.bias", "2.bias"
 
 
@@ -215,7 +223,7 @@ def fsdp1_some_flat_parameters(chosen, strategies):
 
 @case("fsdp1", strategies=STRATEGIES)
 def fsdp1_two_optimizers(strategies):
-    """Each of half of the parameters; the accelerator knows the model."""
+    """Each has half of the parameters; the accelerator knows the model."""
     model = backward(fsdp1_model(False, strategies))
     accelerator = make_accelerator(StandIn)
     accelerator._models.append(model)
@@ -226,7 +234,7 @@ def fsdp1_two_optimizers(strategies):
 
 @case("fsdp1", strategies=STRATEGIES, norm_type=[2, INF])
 def fsdp1_changing(strategies, norm_type):
-    """One optimizer is given other parameters, as many or the same twice."""
+    """The optimizer gets other parameters: as many, or the same ones twice."""
     model = backward(fsdp1_model(False, strategies))
     optimizer, whole = torch.optim.SGD(model.parameters()), whole_grads()
     hook = norm_hook(CLIPS_NOT, norm_type=norm_type)
@@ -254,7 +262,7 @@ def fsdp1_changing(strategies, norm_type):
     norm_type=[2, INF],
 )
 def fsdp1_inside_a_plain_module(flat, known_to, norm_type):
-    """Beside a plain parameter, the same on both ranks, counted once."""
+    """A plain parameter beside it, equal on both ranks, is counted once."""
     outer = nn.Module()
     outer.sharded = backward(fsdp1_model(flat))
     (outer.plain,) = params_of([10 * randn((3,))])
@@ -300,7 +308,7 @@ def fsdp1_error_if_nonfinite(poison, rank, norm_type):
 @case("fsdp1", flat=[True], start=[0])
 @case("fsdp1", flat=[False], start=[0, 5])
 def fsdp1_of_an_unknown_module(flat, start):
-    """Refused on rank 0 too, which has no part of the last parameter."""
+    """An error on rank 0, too, which has no part of the last parameter."""
     params = list(backward(fsdp1_model(flat)).parameters())[start:]
     before = copies(params)
     said = raised(lambda: run_hook(norm_hook(), params))

@@ -63,7 +63,7 @@ def sharded_model(layers=UNEVEN, dtype=torch.float32):
 
 
 def give(params, gradients):
-    """Gives sharded parameters those gradients, the same on all ranks."""
+    """Sets the gradients of sharded parameters, from whole gradients."""
     for param, grad in zip(params, gradients, strict=True):
         param.grad = distribute_tensor(
             grad, param.device_mesh, param.placements
@@ -71,9 +71,9 @@ def give(params, gradients):
 
 
 def with_grads(layers=UNEVEN, dtype=torch.float32, poison=None, rank=0):
-    """Sharded parameters and their whole gradients.
+    """Returns sharded parameters and their whole gradients.
 
-    `poison` is an element of the part of that rank.
+    `poison` becomes an element of that rank's part.
     """
     params = list(sharded_model(layers, dtype).parameters())
     whole = [randn(param.shape, dtype) for param in params]
@@ -109,9 +109,9 @@ def fsdp2_norm(layers, dtype, norm_type, max_norm):
 
 @case("fsdp2", norm_type=[INF, 1.5, 2, 3], seed=[0, 1, 2])
 def fsdp2_many(norm_type, seed):
-    """Of equal shape, and so many that their norms are reduced as a vector.
+    """So many of one shape that their norms are reduced as a vector.
 
-    Its powers differ in the last bits from those of its elements alone.
+    The powers of a vector differ in the last bits from those of scalars.
     """
     mesh, whole = mesh_of(2), randn((100, 4, 3), seed=seed)
     params, oracle = (
@@ -149,7 +149,7 @@ def fsdp2_nonfinite(poison, rank, norm_type):
         all(same(total, each) for each in totals), "totals of ranks:", totals
     )
     found = [full(grad) for grad in grads(params)]
-    # Not of the smallest element, when that is finite.
+    # The smallest element may be finite.
     if not expected.isfinite():
         check_same("gradient", found, grads(oracle))
 
@@ -174,7 +174,7 @@ def fsdp2_error_if_nonfinite(poison, rank, by_hook):
 
 @case("fsdp2", layers=[EVEN, UNEVEN], rank=[None, 0, 1], by_hook=[False, True])
 def fsdp2_value(layers, rank, by_hook):
-    """One parameter has no gradient, and on one rank none has."""
+    """One parameter has no gradient; on one rank, no parameter has one."""
     params, whole = with_grads(layers, poison=NAN)
     clamped = copies(params)
     give(clamped, [grad.clamp(-0.5, 0.5) for grad in whole])
@@ -194,7 +194,7 @@ def fsdp2_value(layers, rank, by_hook):
     norm_type=[1, 2],
 )
 def fsdp2_some_parameters(chosen, without, norm_type):
-    """In groups with and without decay, and without gradients everywhere."""
+    """Several parameter groups; some parameters have no gradient."""
     params, _ = with_grads()
     for index in without:
         params[index].grad = None
@@ -218,7 +218,7 @@ def fsdp2_some_parameters(chosen, without, norm_type):
     by_hook=[False, True],
 )
 def fsdp2_missing_on_one_rank(rank, missing, norm_type, by_hook):
-    """The rank without gradients takes part, or the other one would hang."""
+    """A rank without gradients takes part: otherwise the other one hangs."""
     params, _ = with_grads(EVEN)
     if dist.get_rank() == rank:
         for index in missing:
@@ -235,7 +235,7 @@ def fsdp2_missing_on_one_rank(rank, missing, norm_type, by_hook):
 
 @case("fsdp2", norm_type=[1, 2])
 def fsdp2_training(norm_type):
-    """Three steps of one model with two optimizers."""
+    """Three steps of a model that two optimizers share."""
     runs = []
     for by_hook in (True, False):
         model = sharded_model()
@@ -265,7 +265,7 @@ def fsdp2_training(norm_type):
 
 @case("fsdp2", norm_type=[INF, 2, 1, -INF])
 def fsdp2_changing(norm_type):
-    """What an optimizer holds, and which gradients there are, step by step."""
+    """The optimizer's parameters and gradients change from step to step."""
     (*held, late), whole = with_grads(EVEN)
     optimizer, hook = torch.optim.SGD(held), norm_hook(norm_type=norm_type)
     for step in ("all", "none of rank 1", "one", "frozen", "added", "all"):
@@ -290,9 +290,9 @@ def fsdp2_changing(norm_type):
 
 @case("fsdp2", norm_type=[1, 2], missing=[1, 5, 33], seed=[0, 1, 2])
 def fsdp2_missing_everywhere(norm_type, missing, seed):
-    """The last bits are those of torch, which does not see them.
+    """Parameters without gradients do not change the last bits of the norm.
 
-    In fp64, as sums of fp32 are taken in it.
+    In fp64, because sums of fp32 are accumulated in fp64.
     """
     mesh = mesh_of(2)
     params, oracle = (
@@ -315,7 +315,10 @@ def fsdp2_missing_everywhere(norm_type, missing, seed):
 
 @case("fsdp2", by_hook=[False, True])
 def fsdp2_on_another_device(by_hook):
-    """Of a type that is not ours, it is left to torch; a CPU stands for it."""
+    """Devices that are not supported are left to torch.
+
+    The CPU stands in for one.
+    """
     (params, _), (oracle, _) = (with_grads(EVEN) for _ in range(2))
     expected = nn.utils.clip_grad_norm_(oracle, CLIPS)
     before = DEVICES.copy()
@@ -335,7 +338,7 @@ def fsdp2_on_another_device(by_hook):
 
 @case("fsdp2", late=[False, True])
 def fsdp2_without_gradients(late):
-    """Beside a plain parameter that has one, or that has none either."""
+    """A plain parameter beside them has a gradient, or has none either."""
     params, _ = with_grads()
     plain = nn.Parameter(torch.zeros(2))
     if late:
@@ -349,7 +352,7 @@ def fsdp2_without_gradients(late):
 
 @case("fsdp2", by_hook=[False, True])
 def fsdp2_model_to(by_hook):
-    """torch swaps such parameters, which it refuses if they are watched."""
+    """`to` swaps such parameters, which fails while weak references exist."""
     model = sharded_model()
     params = list(model.parameters())
     give(params, [randn(param.shape) for param in params])

@@ -42,7 +42,7 @@ def three(dtype=torch.float32, seed=0):
 
 
 def three_sharded(mesh, *placements, dtype=torch.float32, seed=0):
-    """Placed by the first placements, the second, and so on."""
+    """Three parameters, placed by each of the placements in turn."""
     return params_of(
         distribute_tensor(grad, mesh, placement)
         for grad, placement in zip(
@@ -102,7 +102,7 @@ def mixed_norm(make, norm_type, max_norm, dtype):
 
 @case("mixed", norm_type=NORM_TYPES, max_norm=[CLIPS, CLIPS_NOT])
 def mixed_dtypes(norm_type, max_norm):
-    """On one mesh; in turn, as torch norms and scales dtype by dtype."""
+    """Two dtypes that alternate; torch norms and scales dtype by dtype."""
     params, oracle = (
         [
             param
@@ -166,7 +166,7 @@ def one_mesh(shape, placement, norm_type):
     norm_type=NORM_TYPES,
 )
 def sharded_beside_replicated(layout, norm_type):
-    """On one mesh, torch divides replicated norms to sum them up again."""
+    """On one mesh, torch divides replicated norms and sums them again."""
     shape, *placements = layout
     params, oracle = (
         three_sharded(mesh_of(*shape), *placements) for _ in range(2)
@@ -178,7 +178,7 @@ def sharded_beside_replicated(layout, norm_type):
 
 @case("mixed", norm_type=[2, INF, 3])
 def changing_placements(norm_type):
-    """Of the same parameters, from step to step."""
+    """The placements of the same gradients change from step to step."""
     mesh = mesh_of(2)
     params, oracle = (three_sharded(mesh, [SHARD]) for _ in range(2))
     optimizer, hook = torch.optim.SGD(params), norm_hook(norm_type=norm_type)
@@ -203,7 +203,7 @@ def changing_placements(norm_type):
 
 @case("mixed", norm_type=[2, INF])
 def gradients_on_their_way(norm_type):
-    """Whose last collective has not been waited for."""
+    """Gradients whose last collective has not been waited for."""
     mesh = mesh_of(2)
     params, oracle = (three_sharded(mesh, [SHARD]) for _ in range(2))
     for param in (*params, *oracle):
@@ -221,7 +221,7 @@ def gradients_on_their_way(norm_type):
 
 @case("mixed", norm_type=[2, INF], beside=[[SHARD], [WHOLE]])
 def partial_gradient(norm_type, beside):
-    """Not summed yet, so a rank's part says nothing about the norm."""
+    """A gradient that is not summed yet: a rank's part has no norm of use."""
     mesh = mesh_of(2)
     params, oracle = (three_sharded(mesh, beside) for _ in range(2))
     for param in (params[0], oracle[0]):
