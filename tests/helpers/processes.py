@@ -38,7 +38,7 @@ def run(
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            # Not `kill`: torchrun has to end its children, which hold the pipes.
+            # Not kill: torchrun has to end its children, which hold the pipes.
             process.terminate()
             raise AssertionError("".join(process.communicate())) from None
     assert process.returncode == 0, out + err
