@@ -1,6 +1,7 @@
 """Programs that tests run in processes of their own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,5 +56,9 @@ def once(folder: Path, fill: Callable[[Path], object]) -> Path:
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             folder.mkdir()
-            fill(folder)
+            try:
+                fill(folder)
+            except BaseException:
+                shutil.rmtree(folder)  # The next test reports the error, too.
+                raise
     return folder
