@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from textwrap import indent
 from typing import (
     TYPE_CHECKING,
@@ -23,15 +23,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
-from robo_orchard_core.utils.config import (
-    ClassConfig,
-    ClassInitFromConfigMixin,
-    ClassType,
-)
-from robo_orchard_core.utils.hook import HookContext
 
 from robo_orchard_fasthooks import _args, _dispatch
 from robo_orchard_fasthooks._args import PipelineHookArgs
+from robo_orchard_fasthooks._core import (
+    ClassConfig,
+    ClassInitFromConfigMixin,
+    ClassType,
+    HookContext,
+)
 from robo_orchard_fasthooks._describe import describe
 from robo_orchard_fasthooks._dispatch import (
     HookContextChannel,
@@ -122,6 +122,22 @@ if TYPE_CHECKING:
         ) -> bool | None: ...
         def __call__(self, function: _F, /) -> _F: ...
 
+    # RoboOrchardLab's hooks and configs, which are accepted too, are not
+    # subclasses of this package's.
+    class _HooksLike(Protocol):
+        """PipelineHooks of this package or of RoboOrchardLab."""
+
+        @property
+        def hooks(self) -> Mapping[Any, Any]: ...
+        def register_pipeline_hooks(self, hooks: Any) -> Any: ...
+
+    class _HooksConfigLike(Protocol):
+        """PipelineHooksConfig of this package or of RoboOrchardLab."""
+
+        @property
+        def class_type(self) -> type[_HooksLike]: ...
+        def __call__(self) -> _HooksLike: ...
+
 
 class PipelineHooks(ClassInitFromConfigMixin):
     """The hooks of a training loop, in one channel for each piece of it.
@@ -175,7 +191,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
         return registered.register(hook)
 
     def register_pipeline_hooks(
-        self, hooks: PipelineHooks
+        self, hooks: _HooksLike
     ) -> RemoveableHandle[Callable[[], None]]:
         """Adds all hooks of another set of hooks, channel by channel.
 
@@ -217,7 +233,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
 
         return RemoveableHandle(unregister)
 
-    def __iadd__(self, other: PipelineHooks) -> Self:
+    def __iadd__(self, other: _HooksLike) -> Self:
         """Adds all hooks of another set, as `register_pipeline_hooks` does."""
         self.register_pipeline_hooks(other)
         return self
@@ -231,9 +247,9 @@ class PipelineHooks(ClassInitFromConfigMixin):
     def from_hooks(
         cls,
         hooks: (
-            PipelineHooks
-            | PipelineHooksConfig[Any]
-            | Iterable[PipelineHooks | PipelineHooksConfig[Any]]
+            _HooksLike
+            | _HooksConfigLike
+            | Iterable[_HooksLike | _HooksConfigLike]
             | None
         ),
     ) -> Self:
@@ -316,7 +332,7 @@ def _make_hooks(given: Any) -> Any:
     )
 
 
-_warned_of: WeakSet[HookContext] = WeakSet()
+_warned_of: WeakSet[HookContext[Any]] = WeakSet()
 
 
 def _warn_of_late_clipping(channel: Any, added: Iterable[Any]) -> None:
