@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import robo_orchard_fasthooks
-from helpers import upstream
+import upstream
 from robo_orchard_fasthooks import lab, testing
 
 FOLDER = Path(__file__).parent
