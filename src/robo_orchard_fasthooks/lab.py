@@ -20,6 +20,7 @@ from threading import RLock
 from types import MappingProxyType
 from typing import Any
 
+from robo_orchard_core.utils.hook import HookContextChannel
 from torch import Tensor
 
 from robo_orchard_fasthooks import _dispatch, _fast_dataclass
@@ -28,7 +29,6 @@ from robo_orchard_fasthooks._clipping.step import (
     clip_at_step,
     clip_gradients,
 )
-from robo_orchard_fasthooks._core import HookContextChannel
 from robo_orchard_fasthooks._lab.patching import (
     AppliedPatch,
     Patch,
