@@ -36,7 +36,7 @@ _R = TypeVar("_R")
 _Format: TypeAlias = Literal["json", "toml", "yaml"]
 
 class RemoveableHandle(Generic[_CallableType]):
-    """A handle that takes back what was registered."""
+    """Returned on registration; calling it unregisters again."""
 
     hook: _CallableType | None
     def __init__(self, hook: _CallableType) -> None: ...
@@ -58,7 +58,7 @@ class RemoveableHandle(Generic[_CallableType]):
     ) -> None: ...
 
 class HookContext(Generic[_T], metaclass=ABCMeta):
-    """A hook: what runs before and after a piece of work."""
+    """A hook: callbacks that run before and after a part of the work."""
 
     name: str | None
     def __init__(self, name: str | None = None) -> None: ...
@@ -68,11 +68,11 @@ class HookContext(Generic[_T], metaclass=ABCMeta):
     def after_info(self) -> Any: ...
     @abstractmethod
     def before(self, arg: _T) -> None:
-        """Runs before the work."""
+        """Runs before that part."""
 
     @abstractmethod
     def after(self, arg: _T) -> None:
-        """Runs after the work, also if that failed."""
+        """Runs after that part, even if it raised an exception."""
 
     @contextmanager
     def begin(self, arg: _T) -> Generator[_T, Any, None]:
@@ -84,10 +84,10 @@ class HookContext(Generic[_T], metaclass=ABCMeta):
         before: Callable[[_T], None] | None = None,
         after: Callable[[_T], None] | None = None,
     ) -> HookContext[_T]:
-        """Makes a hook out of one or two functions."""
+        """Creates a hook from functions."""
 
 class HookContextChannel(Generic[_T]):
-    """Hooks in the order of their registration."""
+    """The hooks of one channel, in the order of registration."""
 
     name: str
     def __init__(self, name: str) -> None: ...
@@ -106,15 +106,15 @@ class HookContextChannel(Generic[_T]):
     def begin(self, arg: _T) -> AbstractContextManager[_T]: ...
 
 class ClassInitFromConfigMixin:
-    """A class whose instances are made from a config."""
+    """Base of classes that are constructed from their config."""
 
     InitFromConfig: bool
 
 ClassType: TypeAlias = type[_T]
-"""A class as a field of a config."""
+"""The type of a config field that holds a class."""
 
 class ClassConfig(BaseModel, Generic[_T_co]):
-    """The settings of a class, of which calling it makes an instance."""
+    """The config of a class; calling it creates an instance of the class."""
 
     class_type: ClassType[_T_co]
     def __post_init__(self) -> None: ...
