@@ -2,9 +2,9 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Generic, TypeVar, final
 
-from robo_orchard_core.utils import hook as core
 from typing_extensions import disjoint_base
 
+from robo_orchard_fasthooks import _core as core
 from robo_orchard_fasthooks._record import Recorder
 
 T = TypeVar("T")

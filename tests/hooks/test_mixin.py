@@ -1,4 +1,4 @@
-"""PipelineHooks: rows K8, K9, K11, F5 and F8, and describe()."""
+"""PipelineHooks: copies, channels, merges and `from_hooks`; describe()."""
 
 import copy
 import functools
@@ -11,6 +11,8 @@ import weakref
 
 import pytest
 from robo_orchard_core.utils import hook as core
+
+pytestmark = pytest.mark.also_on("installed")
 
 HookContext = core.HookContext
 LOG = []
@@ -66,6 +68,7 @@ COPIES = {
 
 
 @pytest.mark.parametrize("how", COPIES)
+@pytest.mark.contract("K9")
 def test_copies_run_their_own_hooks(lib, how):
     hooks = make_class(lib)()
     hooks.note = "mine"
@@ -81,6 +84,7 @@ def test_copies_run_their_own_hooks(lib, how):
 
 
 @pytest.mark.parametrize("how", [how for how in COPIES if how != "copy"])
+@pytest.mark.contract("K9")
 def test_copies_keep_channels_apart(lib, how):
     hooks = lib.PipelineHooks()
     hooks.register_hook(
@@ -100,6 +104,7 @@ def test_copies_keep_channels_apart(lib, how):
     assert len(hooks.hooks["on_step"]) == 1
 
 
+@pytest.mark.contract("K9")
 def test_getstate_may_be_overridden(lib):
     class Unpicklable(lib.PipelineHooks):
         def __init__(self):
@@ -134,6 +139,7 @@ def test_a_copied_channel_keeps_its_attributes(ours):
     assert len(channel) == 1
 
 
+@pytest.mark.contract("K9")
 def test_getstate_of_a_channel_may_be_overridden(lib):
     class Locked(lib.HookContextChannel):
         def __init__(self, name):
@@ -167,6 +173,7 @@ def test_names_are_left_to_subclasses(lib):
     assert LOG == ["after"]
 
 
+@pytest.mark.contract("K9")
 def test_subclasses_and_multiple_inheritance(lib):
     class Mixin:
         def __init__(self, **kwargs):
@@ -186,11 +193,13 @@ def test_subclasses_and_multiple_inheritance(lib):
     run(both)
 
 
+@pytest.mark.contract("K9")
 def test_weak_references(lib):
     hooks = lib.PipelineHooks()
     assert weakref.ref(hooks)() is hooks
 
 
+@pytest.mark.contract("K8")
 class TestChannelsAreAPlainDict:
     def test_a_replaced_channel(self, lib):
         class Own(lib.HookContextChannel):
@@ -239,6 +248,7 @@ class TestChannelsAreAPlainDict:
         run(hooks, "anything")
 
 
+@pytest.mark.contract("K8")
 class TestMerging:
     def test_adds_in_order(self, lib, hook, log):
         hooks, other = lib.PipelineHooks(), lib.PipelineHooks()
@@ -290,9 +300,8 @@ class TestMerging:
         assert all(len(channel) == 0 for channel in hooks.hooks.values())
 
 
+@pytest.mark.contract("F5")
 class TestUnknownChannel:
-    """F5."""
-
     MESSAGE = (
         "there is no channel 'on_stop'; the channels are 'on_loop', "
         "'on_epoch', 'on_step', 'on_batch', 'on_model_forward', "
@@ -347,9 +356,8 @@ def test_a_subclass_that_forgot_super_init(ours, hook):
             call(Forgetful())
 
 
+@pytest.mark.contract("K11")
 class TestFromHooks:
-    """K11."""
-
     def test_none(self, lib):
         hooks = lib.PipelineHooks.from_hooks(None)
         assert type(hooks) is lib.PipelineHooks
@@ -387,6 +395,7 @@ class TestFromHooks:
             lib.PipelineHooks.from_hooks(given)
 
     @pytest.mark.parametrize("given", [1, 2.5, object(), int])
+    @pytest.mark.also_on()
     def test_refuses_what_cannot_be_iterated(self, ours, theirs, given):
         with pytest.raises(TypeError, match="is not iterable"):
             theirs.PipelineHooks.from_hooks(given)
@@ -442,6 +451,7 @@ class TestFromHooks:
             == 1
         )
 
+    @pytest.mark.also_on()
     def test_upstream_s_refuses_ours(self, ours, theirs):
         with pytest.raises(TypeError, match="Expected PipelineHooks"):
             theirs.PipelineHooks.from_hooks([ours.PipelineHooks()])
@@ -453,8 +463,9 @@ def core_config():
     return config
 
 
+@pytest.mark.contract("F8")
 class TestOrderOfClippingAndOptimizer:
-    """F8: clipping after the optimizer has stepped is warned of, once."""
+    """Clipping after the optimizer has stepped is warned of, once."""
 
     def clipping(self, lib):
         return lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
@@ -467,6 +478,7 @@ class TestOrderOfClippingAndOptimizer:
             "(with HookBasedTrainer: pass it as grad_clip=)"
         )
 
+    @pytest.mark.also_on()
     def test_the_wrong_order(self, ours, lib, hook):
         hooks = ours.PipelineHooks()
         hooks.register_hook("on_step", hook("a"))
@@ -482,6 +494,7 @@ class TestOrderOfClippingAndOptimizer:
         hooks += clipping
         hooks += ours.PipelineHooks.from_hooks(hooks)
 
+    @pytest.mark.also_on()
     def test_in_from_hooks(self, ours):
         with pytest.warns(UserWarning) as caught:
             ours.PipelineHooks.from_hooks(
@@ -532,6 +545,7 @@ class TestOrderOfClippingAndOptimizer:
             assert len(hooks.hooks["on_step"]) == len(given)
 
 
+@pytest.mark.also_on()
 class TestDescribe:
     def test_lists_hooks_in_effective_order(self, ours):
         class Direct(HookContext):
@@ -601,6 +615,7 @@ class TestDescribe:
         assert "after  log_after" in hooks.describe()
 
 
+@pytest.mark.also_on()
 def test_repr_is_laid_out_as_upstream_s(ours, theirs, hook):
     a, b = hook("a"), hook("b")
     shown = []
