@@ -213,6 +213,7 @@ ONE = {
     "aten.clamp_",
     "aten.clone",
     "aten.div",
+    "aten.eq",
     "aten.fill_",
     "aten.full",
     "aten.full_like",

@@ -132,7 +132,7 @@ class MeshGradients:
         if not all_here:
             # Without those that no rank has: torch does not sum them, and
             # zeros can change the last bits. On CUDA, this waits.
-            norms = norms[present > 0]
+            norms = norms.masked_select(present > 0)
         if len(norms):
             norm: Tensor = torch.linalg.vector_norm(norms, norm_type)
             return norm
