@@ -36,7 +36,9 @@ from torch.distributed.tensor.parallel import (
 from helpers.clipping_ranks import (
     CLIPS,
     CLIPS_NOT,
+    FULL,
     INF,
+    NO,
     backward,
     case,
     check,
@@ -60,7 +62,7 @@ from helpers.clipping_ranks import (
     value_hook,
     whole_grads,
 )
-from robo_orchard_fasthooks._clipping.algorithm import kind_of
+from robo_orchard_fasthooks._clipping.kinds import kind_of
 from robo_orchard_fasthooks._clipping.local import DEVICES
 from robo_orchard_fasthooks._clipping.mesh import MeshGradients
 from robo_orchard_fasthooks.clip import (
@@ -475,12 +477,13 @@ def norms_that_are_given(of, beside):
 @case(
     "placements",
     flat=[False, True],
+    strategies=[(FULL, FULL), (NO, NO)],
     norm_type=[INF, 1.0, 2.0],
     chosen=[(Shard(0),), (Partial(), Replicate(), None)],
     max_norm=[CLIPS, CLIPS_NOT],
 )
-def fsdp1_beside_dtensors(flat, norm_type, chosen, max_norm):
-    model = backward(fsdp1_model(flat))
+def fsdp1_beside_dtensors(flat, strategies, norm_type, chosen, max_norm):
+    model = backward(fsdp1_model(flat, strategies))
     sharded = list(model.parameters())
     others = [
         placed(placement, mesh_of(2), seed=seed)

@@ -103,7 +103,9 @@ class LocalGradients(Gradients):
         if (
             foreach is False
             or set(map(type, grads)) != {Tensor}
-            or not _is_known({(grad.device, grad.layout) for grad in grads})
+            or not _is_supported(
+                {(grad.device, grad.layout) for grad in grads}
+            )
         ):
             return None
         dtypes = {grad.dtype for grad in grads}
@@ -134,15 +136,15 @@ class LocalGradients(Gradients):
                 norms = self._plan(grads, norm_type)
                 if norms is not None:
                     return norms
-        if not _is_known({(grad.device, grad.layout) for grad in grads}):
+        if not _on_one_device(grads):
             return None
         self._plan = _Plan(grads)
         return self._plan(grads, norm_type)
 
 
-def _is_known(kinds: set[tuple[torch.device, torch.layout]]) -> bool:
-    """Whether gradients are dense and on one CPU or CUDA device."""
-    (device, layout), *others = kinds
+def _on_one_device(grads: list[Tensor]) -> bool:
+    """Whether one or more gradients are dense and on one CPU or CUDA device."""
+    (device, layout), *others = {(grad.device, grad.layout) for grad in grads}
     return not others and device.type in DEVICES and layout == torch.strided
 
 
