@@ -103,9 +103,7 @@ class LocalGradients(Gradients):
         if (
             foreach is False
             or set(map(type, grads)) != {Tensor}
-            or not _is_supported(
-                {(grad.device, grad.layout) for grad in grads}
-            )
+            or not _on_one_device(grads)
         ):
             return None
         dtypes = {grad.dtype for grad in grads}
@@ -143,7 +141,7 @@ class LocalGradients(Gradients):
 
 
 def _on_one_device(grads: list[Tensor]) -> bool:
-    """Whether one or more gradients are dense and on one CPU or CUDA device."""
+    """Whether gradients, one or more, are dense on one CPU or CUDA device."""
     (device, layout), *others = {(grad.device, grad.layout) for grad in grads}
     return not others and device.type in DEVICES and layout == torch.strided
 
