@@ -20,14 +20,16 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from robo_orchard_fasthooks._clipping import torch_functions
 from robo_orchard_fasthooks._clipping.algorithm import (
     clip_by_value,
-    kind_of,
-    norm_given,
-    norm_of_gradients,
-    norm_of_tensors,
     scale_to_norm_,
 )
 from robo_orchard_fasthooks._clipping.gradients import full
+from robo_orchard_fasthooks._clipping.kinds import kind_of
 from robo_orchard_fasthooks._clipping.local import LocalGradients
+from robo_orchard_fasthooks._clipping.norms import (
+    norm_given,
+    norm_of_gradients,
+    norm_of_tensors,
+)
 
 if TYPE_CHECKING:
     from robo_orchard_fasthooks._clipping.dtensor import DTensorGradients

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from pydantic_core import PydanticSerializationError
 
 import robo_orchard_fasthooks
-from robo_orchard_fasthooks._clipping import algorithm
+from robo_orchard_fasthooks._clipping import norms
 
 
 @pytest.fixture(scope="module")
@@ -573,7 +573,7 @@ def test_foreach(ours, clip, foreach, mode):
     params = [parameter([3.0, -4.0]) for _ in range(9)]
     with (
         mock.patch.object(
-            algorithm, "get_total_norm", wraps=torch.nn.utils.get_total_norm
+            norms, "get_total_norm", wraps=torch.nn.utils.get_total_norm
         ) as norm,
         mock.patch.object(
             torch.nn.utils,

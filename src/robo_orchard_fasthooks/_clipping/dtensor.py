@@ -12,11 +12,11 @@ from typing_extensions import override
 from robo_orchard_fasthooks._clipping.gradients import (
     GradientNorm,
     Gradients,
-    Left,
+    LeftToTorch,
     full,
 )
 from robo_orchard_fasthooks._clipping.local import LocalGradients
-from robo_orchard_fasthooks._clipping.mesh import PLAIN
+from robo_orchard_fasthooks._clipping.mesh import LOCAL_TYPES
 from robo_orchard_fasthooks._clipping.partial import clamped_sum, is_sum
 from robo_orchard_fasthooks._clipping.placed import (
     PlacedGradients,
@@ -36,7 +36,7 @@ class DTensorGradients(Gradients):
     first, as accelerate 1.15 does.
 
     Every rank has to have the same parameters, and takes part in every
-    reduction, whichever gradients it has. Only gradients that are still to be
+    reduction, whichever gradients it has. Only gradients that have yet to be
     reduced (Partial) have to exist on every rank.
     """
 
@@ -110,7 +110,8 @@ class DTensorGradients(Gradients):
 
         Args:
             grads (Sequence[Tensor | None]): The gradients.
-            shards (Sequence[Tensor | None]): Their `shards`.
+            shards (Sequence[Tensor | None]): Their local tensors, from
+                `placed.shards`.
             norm_type (float): The p of the p-norm.
             foreach (bool | None): As in `total_norm`.
 
@@ -131,7 +132,7 @@ class DTensorGradients(Gradients):
         for group in placed.groups:
             part = [shards[index] for index in group.indices]
             norm = None
-            if group.knows(part):
+            if group.supports(part):
                 norm = group.norm(part, norm_type)
             elif left := _present(grads, group.indices):
                 norm = full(get_total_norm(left, norm_type, False, foreach))
@@ -155,14 +156,26 @@ class DTensorGradients(Gradients):
         foreach: bool | None = None,
         mesh: Any = None,
     ) -> GradientNorm:
-        """Says for `with_norm` which gradients are scaled in which way."""
+        """Finds out for `with_norm` how to scale gradients.
+
+        Args:
+            params (list[Tensor]): The parameters.
+            shards (Sequence[Tensor | None]): The local tensors of their
+                gradients, from `placed.shards`.
+            total_norm (Tensor): The norm: plain, 0-dim.
+            foreach (bool | None): As in `total_norm`.
+            mesh (DeviceMesh | None): That of all gradients, if it is one.
+
+        Returns:
+            GradientNorm: The norm, and how to scale the gradients.
+        """
         placed = self.placed
         has_complex = placed.has_complex
         local: list[Tensor] = []
-        left: list[Left] = []
+        left: list[LeftToTorch] = []
         for group in placed.groups:
             part = [shards[index] for index in group.indices]
-            if group.knows(part):
+            if group.supports(part):
                 local += [shard for shard in part if shard is not None]
             else:
                 left.append((group.mesh, [params[i] for i in group.indices]))
@@ -178,7 +191,7 @@ class DTensorGradients(Gradients):
             total_norm,
             local,
             has_complex=has_complex,
-            left=left,
+            left_to_torch=left,
             mesh=mesh,
         )
 
@@ -192,8 +205,8 @@ class DTensorGradients(Gradients):
     ) -> None:
         all_grads: list[Any] = [param.grad for param in params]
         placed = self.placed
-        shards = self.placed.shards(params, all_grads)
-        # First what communicates or may be refused, and changes nothing.
+        shards: list[Any] = placed.shards(params, all_grads)
+        # First what communicates or may be refused: it changes nothing.
         sums = {
             index: clamped_sum(grad, clip_value)
             for index in placed.partial
@@ -203,15 +216,15 @@ class DTensorGradients(Gradients):
         left = [
             index
             for group in placed.groups
-            if not group.knows([shards[i] for i in group.indices])
+            if not group.supports([shards[i] for i in group.indices])
             for index in group.indices
         ]
-        left += [i for i in placed.plain if type(shards[i]) not in PLAIN]
+        left += [i for i in placed.plain if type(shards[i]) not in LOCAL_TYPES]
         for index in left:
             torch.nn.utils.clip_grad_value_(params[index], clip_value, foreach)
             shards[index] = None
         for index, clamped in sums.items():
-            all_grads[index].to_local().copy_(clamped)
+            shards[index].copy_(clamped)
             shards[index] = None
         super().clamp_(
             params, [s for s in shards if s is not None], clip_value, foreach

@@ -15,7 +15,7 @@ from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 __all__ = [
     "GradientNorm",
     "Gradients",
-    "Left",
+    "LeftToTorch",
     "are_plain",
     "by_dtype",
     "full",
@@ -30,9 +30,9 @@ gradient: of 200 fp32 ones, 0.80x at 8,192 elements, 0.96x here and 1.1x at
 
 _Tensors = list[Tensor] | tuple[Tensor, ...]
 
-Left = tuple[Any, list[Tensor]]
-"""Parameters whose gradients are left to torch's functions, which accept the
-gradients of one device mesh or plain ones: the mesh or None, and they."""
+LeftToTorch = tuple[Any, list[Tensor]]
+"""A device mesh, or None for plain gradients, and parameters with gradients of
+it: torch's functions do not accept those of several meshes at once."""
 
 
 class GradientNorm(NamedTuple):
@@ -53,8 +53,8 @@ class GradientNorm(NamedTuple):
     contiguous: bool = False
     """Whether all of `local` are known to be contiguous."""
 
-    left: Sequence[Left] = ()
-    """The gradients that torch's functions have to scale."""
+    left_to_torch: Sequence[LeftToTorch] = ()
+    """What torch's functions have to scale, group by group."""
 
     mesh: Any = None
     """The device mesh, if all gradients are DTensors of one."""

@@ -109,7 +109,7 @@ class LocalGradients(Gradients):
         if (
             foreach is False
             or not are_plain(grads)
-            or not _is_known({(grad.device, grad.layout) for grad in grads})
+            or not _on_one_device(grads)
         ):
             return None
         dtypes = {grad.dtype for grad in grads}
@@ -149,7 +149,7 @@ class LocalGradients(Gradients):
                 norms = self._plan(grads, norm_type)
                 if norms is not None:
                     return norms, self._plan
-        if not _is_known({(grad.device, grad.layout) for grad in grads}):
+        if not _on_one_device(grads):
             return None
         plan = _Plan(grads)
         if not fake:
@@ -158,9 +158,9 @@ class LocalGradients(Gradients):
         return None if norms is None else (norms, plan)
 
 
-def _is_known(kinds: set[tuple[torch.device, torch.layout]]) -> bool:
-    """Whether gradients are dense and on one CPU or CUDA device."""
-    (device, layout), *others = kinds
+def _on_one_device(grads: list[Tensor]) -> bool:
+    """Whether gradients, one or more, are dense on one CPU or CUDA device."""
+    (device, layout), *others = {(grad.device, grad.layout) for grad in grads}
     return not others and device.type in DEVICES and layout == torch.strided
 
 

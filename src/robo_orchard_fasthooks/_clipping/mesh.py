@@ -24,13 +24,13 @@ from robo_orchard_fasthooks._clipping.local import (
 )
 from robo_orchard_fasthooks._clipping.partial import is_partial
 
-__all__ = ["PLAIN", "Kind", "MeshGradients", "identity_of", "reduce_max"]
+__all__ = ["LOCAL_TYPES", "Kind", "MeshGradients", "identity_of", "reduce_max"]
 
 Kind = tuple[tuple[Placement, ...], torch.dtype, torch.device]
 """The placements, the dtype and the device of a gradient."""
 
-PLAIN = {Tensor, NoneType}
-"""What a rank may have of a gradient, unless it is to be left to torch."""
+LOCAL_TYPES = {Tensor, NoneType}
+"""The types of local tensors that are supported; None if there is none."""
 
 
 class MeshGradients:
@@ -39,8 +39,8 @@ class MeshGradients:
     Each rank norms its shards, and the norms of all gradients are reduced as
     one vector: bit for bit what torch, from 2.10 on, gets by reducing them one
     by one. (Earlier, it reduced the norm of a rank's norms, which rounds
-    otherwise.) Gradients with placements or devices that are not known here
-    are left to torch's functions.
+    otherwise.) Gradients with other placements than torch's public ones, or
+    on several devices, are not supported: torch's functions have to clip them.
 
     The mesh is held weakly and its process groups are looked up at each call,
     so that none is used after dist.destroy_process_group.
@@ -57,10 +57,10 @@ class MeshGradients:
         self._local = LocalGradients()
         self._kinds = [kind[1:] for kind in kinds]
         devices = {device for *_, device in kinds}
-        self._known = (
+        self._supported = (
             len(devices) == 1
             and DEVICES >= {device.type for device in devices}
-            and all(map(_is_known, {p for kind in kinds for p in kind[0]}))
+            and all(map(_is_supported, {p for kind in kinds for p in kind[0]}))
         )
         self._order = torch_order(
             [torch.empty(0, dtype=d, device=at) for d, at in self._kinds]
@@ -69,7 +69,7 @@ class MeshGradients:
         # every rank has as a whole, Partial ones once they are reduced.
         self._reductions: list[tuple[int, int, _Mask | None]] = []
         self._present = _Mask()
-        for dim in range(mesh.ndim if self._known else 0):
+        for dim in range(mesh.ndim if self._supported else 0):
             whole = [
                 isinstance(placements[dim], Replicate)
                 or any(map(is_partial, placements))
@@ -84,10 +84,10 @@ class MeshGradients:
         """The device mesh."""
         return self._mesh()
 
-    def knows(self, shards: list[Tensor | None]) -> bool:
-        """Whether all shards are plain tensors, with known placements."""
-        if not self._known or PLAIN.issuperset(map(type, shards)):
-            return self._known
+    def supports(self, shards: list[Tensor | None]) -> bool:
+        """Whether `norm` and scaling shard by shard are right for these."""
+        if not self._supported or LOCAL_TYPES.issuperset(map(type, shards)):
+            return self._supported
         return are_plain([shard for shard in shards if shard is not None])
 
     def norm(
@@ -97,7 +97,7 @@ class MeshGradients:
 
         Args:
             shards (list[Tensor | None]): What this rank has of each gradient,
-                which has to be known; None if it has no such gradient.
+                supported; None if it has no such gradient.
             norm_type (float): The p of the p-norm.
 
         Returns:
@@ -158,7 +158,7 @@ class _Mask:
         return mask
 
 
-def _is_known(placement: Placement) -> bool:
+def _is_supported(placement: Placement) -> bool:
     return is_partial(placement) or isinstance(
         placement, (Shard, _StridedShard, Replicate)
     )
