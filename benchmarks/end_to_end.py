@@ -114,7 +114,7 @@ def train(model: str, steps: int) -> float:
         batch_processor=Regress(),
         optimizer=optimizer,
         lr_scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 10**6),
-        hooks=[StatsMonitorConfig(step_log_freq=10**6), count],
+        hooks=[StatsMonitorConfig(batch_size=32, step_log_freq=10**6), count],
         max_epoch=1,
         grad_clip=GradientClippingHookConfig(clip_mode="norm", max_norm=1.0),
     )

@@ -30,7 +30,7 @@ import torch
 import figures
 import peers
 import picture
-from helpers import upstream
+import upstream
 from measured import measure
 
 HERE = Path(__file__).parent

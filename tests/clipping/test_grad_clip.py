@@ -59,6 +59,7 @@ def clipped_by_torch(grads, function, *args):
 
 @pytest.mark.parametrize("norm_type", [2.0, 1.0, math.inf, 3.0])
 @pytest.mark.parametrize("max_norm", [0.0, 1.0, 1e9])
+@pytest.mark.also_on("installed")
 def test_norm(lib, step, max_norm, norm_type):
     hook = lib.GradientClippingHookConfig(
         clip_mode="norm", max_norm=max_norm, norm_type=norm_type
@@ -71,6 +72,7 @@ def test_norm(lib, step, max_norm, norm_type):
     assert same(before, after) == (max_norm == 1e9)
 
 
+@pytest.mark.also_on("installed")
 def test_value(lib, step):
     hook = lib.GradientClippingHookConfig(clip_mode="value", clip_value=2)()
     before, after = step(lib, hook)
@@ -78,6 +80,7 @@ def test_value(lib, step):
     assert same(after, expected) and not same(before, after)
 
 
+@pytest.mark.also_on("installed")
 def test_settings_changed_on_the_hook_count(lib, step):
     hook = lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1e9)()
     hook.clip_mode, hook.clip_value = "value", 3.0
@@ -91,6 +94,7 @@ def test_settings_changed_on_the_hook_count(lib, step):
     )
 
 
+@pytest.mark.also_on("installed")
 def test_nothing_while_gradients_accumulate(lib, step):
     accumulating = Accelerator(cpu=True, gradient_accumulation_steps=2)
     hook = lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
@@ -129,6 +133,7 @@ def test_a_parameter_held_twice_is_clipped_once(  # F10
     assert norms == pytest.approx([1, 5 / 50], rel=1e-5)
 
 
+@pytest.mark.also_on("installed")
 def test_parameters_without_gradients_are_left_out(lib, accelerator):
     frozen, unused, used = (
         torch.nn.Parameter(torch.zeros(2)) for _ in range(3)

@@ -37,7 +37,7 @@ from torch.distributed.tensor import (
 )
 
 import robo_orchard_fasthooks as ours
-from helpers import upstream
+import upstream
 from robo_orchard_fasthooks._clipping.local import DEVICES
 from robo_orchard_fasthooks.clip import clip_grad_norm_, clip_grad_value_
 

@@ -12,6 +12,8 @@ import weakref
 import pytest
 from robo_orchard_core.utils import hook as core
 
+pytestmark = pytest.mark.also_on("installed")
+
 HookContext = core.HookContext
 LOG = []
 
@@ -387,6 +389,7 @@ class TestFromHooks:
             lib.PipelineHooks.from_hooks(given)
 
     @pytest.mark.parametrize("given", [1, 2.5, object(), int])
+    @pytest.mark.also_on()
     def test_refuses_what_cannot_be_iterated(self, ours, theirs, given):
         with pytest.raises(TypeError, match="is not iterable"):
             theirs.PipelineHooks.from_hooks(given)
@@ -442,6 +445,7 @@ class TestFromHooks:
             == 1
         )
 
+    @pytest.mark.also_on()
     def test_upstream_s_refuses_ours(self, ours, theirs):
         with pytest.raises(TypeError, match="Expected PipelineHooks"):
             theirs.PipelineHooks.from_hooks([ours.PipelineHooks()])
@@ -467,6 +471,7 @@ class TestOrderOfClippingAndOptimizer:
             "(with HookBasedTrainer: pass it as grad_clip=)"
         )
 
+    @pytest.mark.also_on()
     def test_the_wrong_order(self, ours, lib, hook):
         hooks = ours.PipelineHooks()
         hooks.register_hook("on_step", hook("a"))
@@ -482,6 +487,7 @@ class TestOrderOfClippingAndOptimizer:
         hooks += clipping
         hooks += ours.PipelineHooks.from_hooks(hooks)
 
+    @pytest.mark.also_on()
     def test_in_from_hooks(self, ours):
         with pytest.warns(UserWarning) as caught:
             ours.PipelineHooks.from_hooks(
@@ -532,6 +538,7 @@ class TestOrderOfClippingAndOptimizer:
             assert len(hooks.hooks["on_step"]) == len(given)
 
 
+@pytest.mark.also_on()
 class TestDescribe:
     def test_lists_hooks_in_effective_order(self, ours):
         class Direct(HookContext):
@@ -601,6 +608,7 @@ class TestDescribe:
         assert "after  log_after" in hooks.describe()
 
 
+@pytest.mark.also_on()
 def test_repr_is_laid_out_as_upstream_s(ours, theirs, hook):
     a, b = hook("a"), hook("b")
     shown = []
