@@ -17,6 +17,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from time import thread_time_ns
 from typing import Any
