@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robo_orchard_fasthooks._clipping.order import unwrapped
 from robo_orchard_fasthooks.mixin import (
     ClassType,
     HookContext,
@@ -16,11 +17,14 @@ __all__ = ["OptimizerHook", "OptimizerHookConfig"]
 class OptimizerHook(PipelineHooks):
     """Steps the optimizer and the learning rate scheduler after each step.
 
-    It does nothing when the step failed: its gradients are half made.
+    It does nothing when the step failed, since its gradients are incomplete.
 
     Args:
         cfg (OptimizerHookConfig | None): Holds no settings.
     """
+
+    _stepped: int | None
+    """The id of the optimizer that it stepped when it last ran, unwrapped."""
 
     def __init__(self, cfg: OptimizerHookConfig | None = None):
         super().__init__()
@@ -37,6 +41,7 @@ class OptimizerHook(PipelineHooks):
         Raises:
             ValueError: One of them is None.
         """
+        self._stepped = None
         if getattr(hook_args, "exception", None) is not None:
             return
         # The trainer of RoboOrchardLab 0.5 steps by itself, and says so.
@@ -57,6 +62,7 @@ class OptimizerHook(PipelineHooks):
         optimizer.step()
         lr_scheduler.step()
         optimizer.zero_grad()
+        self._stepped = id(unwrapped(optimizer))
 
 
 class OptimizerHookConfig(PipelineHooksConfig[OptimizerHook]):
