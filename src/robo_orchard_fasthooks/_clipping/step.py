@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -256,22 +257,19 @@ def _as_norm(returned: Any) -> torch.Tensor | None:
         torch.Tensor | None: None if it is neither a number nor a tensor of
             one element, as an accelerator's own method may return anything.
     """
-    if isinstance(returned, Real) and not isinstance(returned, bool):
-        try:
-            return torch.tensor(float(returned))
-        except OverflowError:  # An integer beyond the range of a float.
+    if isinstance(returned, torch.Tensor):
+        if hasattr(returned, "full_tensor"):  # A DTensor.
+            returned = returned.full_tensor()
+        if hasattr(returned, "wait"):  # The result of a collective.
+            returned = returned.wait()
+        if returned.numel() != 1 or returned.layout != torch.strided:
             return None
-    if not isinstance(returned, torch.Tensor):
-        return None
-    if hasattr(returned, "full_tensor"):  # A DTensor.
-        returned = returned.full_tensor()
-    if hasattr(returned, "wait"):  # The result of a collective on its way.
-        returned = returned.wait()
-    if returned.layout != torch.strided or returned.numel() != 1:
-        return None
-    return torch.Tensor.reshape(
-        returned.detach().as_subclass(torch.Tensor), ()
-    )
+        norm: torch.Tensor = returned.detach().as_subclass(torch.Tensor)
+        return norm.reshape(())
+    if isinstance(returned, Real) and not isinstance(returned, bool):
+        with suppress(OverflowError):  # An integer can be too large.
+            return torch.tensor(float(returned))
+    return None
 
 
 def _clips_by_itself(accelerator: Any, clip_mode: str) -> bool:
