@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from helpers import processes
+from helpers.fp16 import FP16
 
 RANKS = str(Path(__file__).parents[1].joinpath("helpers/clipping_ranks.py"))
 
@@ -32,20 +33,6 @@ def test_on_ranks(program, ranks):
     assert others == [
         first.replace("rank 0", f"rank {rank}") for rank in range(1, ranks)
     ]
-
-
-class FP16(Accelerator):
-    """Stands in for mixed_precision="fp16", which needs a GPU.
-
-    Everything that it does is accelerate's own.
-    """
-
-    mixed_precision = "fp16"
-
-    def __init__(self):
-        super().__init__(cpu=True)
-        self.native_amp = True
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
 
 
 GRADIENTS = torch.tensor([3.0, -4.0]), torch.tensor([50.0, 0.0, -120.0])

@@ -36,9 +36,9 @@ def unscaled(
     """Unscales the gradients of an optimizer, for a body that clips them.
 
     If the body raises, the gradients are scaled again and the scaler is told
-    that they are, so that the next step can unscale them. GradScaler.update()
-    would do so too, but for every optimizer. The scaler keeps what it found
-    out about infinities, so that the next update lowers the scale.
+    so, which lets the next step unscale them. GradScaler.update() would do
+    that as well, but for every optimizer. The scaler keeps what it found out
+    about infinities, so that a call of it lowers the scale.
 
     Args:
         accelerator (Accelerator): The accelerator, which has the scaler.
@@ -64,10 +64,19 @@ def unscaled(
     try:
         _unscale(accelerator, optimizer, params)
         yield
-    except BaseException:
+    except BaseException as error:
+        overflowed = False
         for key in unscaled_ids() - before:
             _scale(optimizers[key], scaler.get_scale())
             states[key]["stage"] = OptState.READY
+            found = states[key]["found_inf_per_device"].values()
+            overflowed |= any(map(bool, found))
+        if overflowed and hasattr(error, "add_note"):  # Python 3.11.
+            error.add_note(
+                f"the loss scale is still {scaler.get_scale()}; to lower it, "
+                "as after a step that is skipped, call "
+                "accelerator.scaler.update()"
+            )
         raise
 
 
