@@ -24,7 +24,8 @@ class OptimizerHook(PipelineHooks):
     """
 
     _stepped: int | None
-    """The id of the optimizer that it stepped when it last ran, unwrapped."""
+    """The id of the unwrapped optimizer that was stepped when the hook last
+    ran, None if it stepped none; read by GradientClippingHook."""
 
     def __init__(self, cfg: OptimizerHookConfig | None = None):
         super().__init__()
@@ -44,7 +45,7 @@ class OptimizerHook(PipelineHooks):
         self._stepped = None
         if getattr(hook_args, "exception", None) is not None:
             return
-        # The trainer of RoboOrchardLab 0.5 steps by itself, and says so.
+        # The trainer of RoboOrchardLab 0.5 steps the optimizer by itself.
         if hasattr(hook_args, "is_optimizer_step_committed"):
             return
         optimizer = hook_args.optimizer
@@ -66,6 +67,6 @@ class OptimizerHook(PipelineHooks):
 
 
 class OptimizerHookConfig(PipelineHooksConfig[OptimizerHook]):
-    """Makes an OptimizerHook."""
+    """The config of an OptimizerHook; calling it makes one."""
 
     class_type: ClassType[OptimizerHook] = OptimizerHook

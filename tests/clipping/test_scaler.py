@@ -161,7 +161,7 @@ def test_a_parameter_of_an_unknown_fsdp_module(accelerator, prepare):
     params[0]._fsdp_flattened = True
     optimizer = prepare(*params)
     hook = ours.GradientClippingHookConfig(**NORM)()
-    with pytest.raises(RuntimeError, match="of an unknown module"):
+    with pytest.raises(RuntimeError, match="its module is unknown"):
         run(hook, accelerator, optimizer)
     assert_same(params[0].grad, torch.full((3,), 8.0))
     params[0]._fsdp_flattened = False
