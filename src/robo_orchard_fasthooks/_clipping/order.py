@@ -7,12 +7,20 @@ import warnings
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
+from accelerate import DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
 
 from robo_orchard_fasthooks._describe import callback_of
 from robo_orchard_fasthooks._dispatch import running_phases
 
 __all__ = ["unwrapped", "warn_if_stepped"]
+
+# These clip in the backward pass or in the step of the optimizer, so that the
+# order of the hooks does not matter.
+_CLIPPED_BY_BACKEND = {
+    DistributedType.DEEPSPEED,
+    DistributedType.MEGATRON_LM,
+}
 
 _channels: WeakKeyDictionary[Any, ReferenceType[Any]] = WeakKeyDictionary()
 """The channel in which each clipping hook was found running."""
@@ -44,8 +52,10 @@ def warn_if_stepped(hook: Any, hook_args: Any, optimizer: Any) -> None:
         for param in group["params"]:
             if param.grad is not None:
                 return
+    accelerator = hook_args.accelerator
+    kind = getattr(accelerator, "distributed_type", None)
     try:
-        if hook in _settled:
+        if hook in _settled or kind in _CLIPPED_BY_BACKEND:
             return
     except TypeError:  # A subclass that cannot be hashed.
         return

@@ -41,13 +41,6 @@ _CLIPPED_HERE = {
     DistributedType.FSDP,
 }
 
-# These clip in the backward pass or in the step of the optimizer, whose order
-# with the hook does not matter.
-_CLIPPED_BY_BACKEND = {
-    DistributedType.DEEPSPEED,
-    DistributedType.MEGATRON_LM,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class ClipSettings:
@@ -137,8 +130,7 @@ def clip_at_step(hook: Any, hook_args: Any) -> torch.Tensor | None:
         is_boundary = accelerator.sync_gradients
     if not is_boundary:
         return None
-    if _distributed_type(accelerator) not in _CLIPPED_BY_BACKEND:
-        warn_if_stepped(hook, hook_args, optimizer)
+    warn_if_stepped(hook, hook_args, optimizer)
     model = getattr(hook_args, "model", None)
     return clip_gradients(ClipSettings.of(hook), accelerator, optimizer, model)
 
@@ -257,6 +249,12 @@ def _as_norm(returned: Any) -> torch.Tensor | None:
         torch.Tensor | None: None if it is neither a number nor a tensor of
             one element, as an accelerator's own method may return anything.
     """
+    if (
+        type(returned) is torch.Tensor
+        and returned.ndim == 0
+        and not returned.requires_grad
+    ):
+        return returned
     if isinstance(returned, torch.Tensor):
         if hasattr(returned, "full_tensor"):  # A DTensor.
             returned = returned.full_tensor()
