@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import accelerator as accelerate_module
-from torch.amp.grad_scaler import OptState
 
 from robo_orchard_fasthooks._clipping.order import unwrapped
 
@@ -46,7 +45,8 @@ def unscaled(
         params (list[Tensor]): Its parameters.
     """
     scaler: Any = getattr(accelerator, "scaler", None)
-    # Private, but the same from torch 2.5 to 2.14.
+    # Private, but there is no other way to reset one optimizer. Without it, the
+    # next step fails until GradScaler.update() is called.
     states = getattr(scaler, "_per_optimizer_states", {})
     optimizers = {
         id(each): each
@@ -57,7 +57,7 @@ def unscaled(
         return {
             key
             for key in optimizers
-            if key in states and states[key]["stage"] is OptState.UNSCALED
+            if key in states and states[key]["stage"].name == "UNSCALED"
         }
 
     before = unscaled_ids()
@@ -68,7 +68,7 @@ def unscaled(
         overflowed = False
         for key in unscaled_ids() - before:
             _scale(optimizers[key], scaler.get_scale())
-            states[key]["stage"] = OptState.READY
+            states[key]["stage"] = type(states[key]["stage"]).READY
             found = states[key]["found_inf_per_device"].values()
             overflowed |= any(map(bool, found))
         if overflowed and hasattr(error, "add_note"):  # Python 3.11.
