@@ -45,8 +45,8 @@ def unscaled(
         params (list[Tensor]): Its parameters.
     """
     scaler: Any = getattr(accelerator, "scaler", None)
-    # Private, but there is no other way to reset one optimizer. Without it, the
-    # next step fails until GradScaler.update() is called.
+    # Private, but nothing else resets one optimizer. Were it renamed, the step
+    # after an error would fail until GradScaler.update() is called.
     states = getattr(scaler, "_per_optimizer_states", {})
     optimizers = {
         id(each): each
