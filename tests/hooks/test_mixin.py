@@ -2,11 +2,9 @@
 
 import copy
 import functools
-import inspect
 import math
 import pickle
 import threading
-import warnings
 import weakref
 
 import pytest
@@ -461,88 +459,6 @@ def core_config():
     from robo_orchard_core.utils import config
 
     return config
-
-
-@pytest.mark.contract("F8")
-class TestOrderOfClippingAndOptimizer:
-    """Clipping after the optimizer has stepped is warned of, once."""
-
-    def clipping(self, lib):
-        return lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
-
-    def message(self, clipping, stepping):
-        return (
-            f"GradientClippingHook is at position {clipping} of 'on_step', "
-            f"after OptimizerHook at position {stepping}: the optimizer steps "
-            "on unclipped gradients. Register GradientClippingHook first "
-            "(with HookBasedTrainer: pass it as grad_clip=)"
-        )
-
-    @pytest.mark.also_on()
-    def test_the_wrong_order(self, ours, lib, hook):
-        hooks = ours.PipelineHooks()
-        hooks.register_hook("on_step", hook("a"))
-        hooks += lib.OptimizerHookConfig()()
-        clipping = self.clipping(lib)
-        with pytest.warns(UserWarning) as caught:
-            hooks += clipping
-            line = inspect.currentframe().f_lineno - 1
-        assert [str(warning.message) for warning in caught] == [
-            self.message(2, 1)
-        ]
-        assert (caught[0].filename, caught[0].lineno) == (__file__, line)
-        hooks += clipping
-        hooks += ours.PipelineHooks.from_hooks(hooks)
-
-    @pytest.mark.also_on()
-    def test_in_from_hooks(self, ours):
-        with pytest.warns(UserWarning) as caught:
-            ours.PipelineHooks.from_hooks(
-                [ours.OptimizerHookConfig(), self.clipping(ours)]
-            )
-        assert [str(warning.message) for warning in caught] == [
-            self.message(1, 0)
-        ]
-        assert caught[0].filename == __file__
-
-    def test_that_is_made_an_error_adds_nothing(self, ours, hook):
-        hooks = ours.OptimizerHook()
-        clipping = self.clipping(ours)
-        clipping.register_hook("on_loop", hook("a"))
-        for _ in range(2):
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)
-                with pytest.raises(UserWarning):
-                    hooks += clipping
-            assert len(hooks.hooks["on_loop"]) == 0
-            assert len(hooks.hooks["on_step"]) == 1
-
-    def test_by_register_hook(self, ours):
-        hooks = ours.OptimizerHook()
-        clipping = self.clipping(ours)
-        with pytest.warns(UserWarning, match="at position 1 of 'on_step'"):
-            hooks.register_hook("on_step", clipping.hooks["on_step"][0])
-
-    def test_of_subclasses(self, ours):
-        class Own(ours.GradientClippingHook):
-            pass
-
-        hooks = ours.OptimizerHook()
-        with pytest.warns(UserWarning, match="GradientClippingHook is at"):
-            hooks += Own(self.clipping_config(ours))
-
-    def clipping_config(self, lib):
-        return lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1)
-
-    def test_the_right_order_and_one_alone(self, ours):
-        # A warning would be an error here.
-        for given in (
-            [self.clipping(ours), ours.OptimizerHookConfig()],
-            [self.clipping(ours)],
-            [ours.OptimizerHookConfig()] * 2,
-        ):
-            hooks = ours.PipelineHooks.from_hooks(given)
-            assert len(hooks.hooks["on_step"]) == len(given)
 
 
 @pytest.mark.also_on()
