@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 import robo_orchard_fasthooks as ours
-from helpers import upstream
+import upstream
 from robo_orchard_fasthooks import HookContext, HookProfiler
 
 OPTIMIZER_HOOKS = {

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 import robo_orchard_fasthooks as ours
-from helpers import upstream
+import upstream
 from robo_orchard_fasthooks import lab
 
 FAMILIES = {
