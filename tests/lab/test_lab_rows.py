@@ -1,8 +1,10 @@
-"""The rows of tests of dispatch, on upstream's classes with install on.
+"""The rows of tests of dispatch, on RoboOrchardLab's classes with install on.
 
-What those tests say of every `lib` and of `ours` holds for them too.
+What those tests say of every `lib` and of `ours` holds for 0.4.0, and for the
+stand-in of 0.5, too.
 """
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ import test_mixin
 
 import conftest
 import test_dispatch
+from helpers import standin
 from robo_orchard_fasthooks import _dispatch, lab
 
 # Tests that compare ours to what is not installed, or say what only ours has.
@@ -26,10 +29,42 @@ LEFT_OUT = {
 }
 
 
+# 0.5 says so whenever one is made.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:GradientClippingHook is kept"),
+    pytest.mark.filterwarnings("ignore:OptimizerHook does nothing"),
+]
+
+VERSIONS = {
+    "0.4.0": lambda: contextlib.nullcontext(conftest.LIBRARIES["upstream"]),
+    "0.5": standin.imported,
+}
+
+
+# 0.5 has a seventh channel, an OptimizerHook that does nothing, and arguments
+# that say by themselves where gradients are complete.
+ONLY_ON_0_4 = {
+    "test_subclasses_and_multiple_inheritance",
+    "test_is_a_key_error_that_lists_the_channels",
+    "test_hooks_and_configs_in_any_iterable",
+    "test_takes_upstream_s_hooks_and_configs",
+    "test_that_is_made_an_error_adds_nothing",
+    "test_by_register_hook",
+    "test_of_subclasses",
+    "test_the_right_order_and_one_alone",
+    "test_nothing_while_gradients_accumulate",
+}
+
+
+def pytest_generate_tests(metafunc):
+    only = metafunc.function.__name__ in ONLY_ON_0_4
+    versions = ["0.4.0"] if only else [*VERSIONS]
+    metafunc.parametrize("ours", versions, indirect=True)
+
+
 @pytest.fixture(autouse=True)
-def ours():
-    theirs = conftest.LIBRARIES["upstream"]
-    with lab.install():
+def ours(request):
+    with VERSIONS[request.param]() as theirs, lab.install():
         yield SimpleNamespace(
             **{
                 **vars(theirs),

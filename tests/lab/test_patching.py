@@ -391,8 +391,7 @@ def test_a_failure_rolls_back(monkeypatch, number):
 
 def test_a_failure_to_construct_quickly_rolls_back(monkeypatch):
     monkeypatch.setattr(
-        lab._fast_dataclass,
-        "enable",
+        "robo_orchard_fasthooks._fast_dataclass.enable",
         mock.Mock(side_effect=RuntimeError),
     )
     with pytest.raises(RuntimeError):
