@@ -10,8 +10,9 @@ from unittest import mock
 
 import pytest
 
+from gate import NAN, Result, times
+
 ROOT = Path(__file__).parents[2]
-from gate import NAN, Result, times  # noqa: E402
 
 # Ratios, and whether the control says that they mean something.
 FAST, SLOW, NOISY = (0.1, True), (0.3, True), (0.1, False)

@@ -1,4 +1,5 @@
-"""RoboOrchardLab 0.5, which is not published: on the stand-in in helpers.
+"""RoboOrchardLab 0.5, which is not published: on the stand-in in
+benchmarks.
 
 Where a call is compared, the oracle is the stand-in without install.
 """
@@ -18,7 +19,8 @@ from accelerate import Accelerator, DistributedType
 from robo_orchard_core.utils.hook import HookContext
 
 import robo_orchard_fasthooks
-from helpers import standin, upstream
+import standin
+import upstream
 from robo_orchard_fasthooks import _dispatch, lab
 
 FUNCTION = "_clip_optimizer_gradients"

@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from helpers import processes, upstream
+import upstream
+from helpers import processes
 from helpers.profiling_ranks import Clock
 from robo_orchard_fasthooks import (
     GradientClippingHookConfig,
