@@ -95,9 +95,7 @@ def test_settings_changed_on_the_hook_count(lib, step):
     )
 
 
-@pytest.mark.also_on(
-    "installed"
-)  # 0.5's arguments tell where gradients are complete.
+@pytest.mark.also_on("installed")  # 0.5 counts micro-steps by itself.
 def test_nothing_while_gradients_accumulate(lib, step):
     accumulating = Accelerator(cpu=True, gradient_accumulation_steps=2)
     hook = lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
