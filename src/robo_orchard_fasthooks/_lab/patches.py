@@ -96,7 +96,7 @@ def _if_plain(cls: Any, original: Any) -> Any:
 
 
 def _quick_copy(cls: Any, original: Any) -> Any:
-    return _fast_dataclass.copying(_if_plain(cls, original))
+    return _fast_dataclass.copying(cls, _if_plain(cls, original))
 
 
 class _Construction(Patch):
