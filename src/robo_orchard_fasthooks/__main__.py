@@ -28,16 +28,16 @@ def main() -> None:
     run = commands.add_parser(
         "run",
         help="run a program with RoboOrchardLab accelerated",
-        description="Runs a program as python runs it, with RoboOrchardLab "
+        description="Runs a program as python does, with RoboOrchardLab "
         "accelerated. RoboOrchardLab is imported before the program starts.",
     )
-    run.add_argument("-m", action="store_true", help="it is a module")
+    run.add_argument("-m", action="store_true", help="the program is a module")
     run.add_argument(
         "program",
         nargs=argparse.PARSER,  # Unlike REMAINDER, it keeps a first "--".
         help="a script, or a module's name, and its arguments",
     )
-    commands.add_parser("info", help="show what a bug report should say")
+    commands.add_parser("info", help="print what a bug report should contain")
     options = parser.parse_args()
     if options.command == "info":
         info()
@@ -61,18 +61,23 @@ def main() -> None:
 
 
 def info() -> None:
-    """Prints versions, extension, CUDA and what `install` replaces."""
+    """Prints what `install` replaces, and what it depends on.
+
+    This is what a bug report should contain: the version of RoboOrchardLab and
+    whether it is supported, the state of each function, the other packages,
+    CUDA, Python and the platform.
+    """
     try:
         with lab.install(verbose=True):
             pass
-    except Exception as error:  # Also of what importing it runs.
+    except Exception as error:  # Importing RoboOrchardLab may raise any.
         print(lab.status())
         print(f"  {type(error).__name__}: {error}")
     for package in ("robo_orchard_core", "accelerate", "torch"):
         try:
             print(package, version(package))
         except PackageNotFoundError:
-            print(package, "of no known version")
+            print(package, "of an unknown version")
     devices = range(torch.cuda.device_count())
     names = ", ".join(map(torch.cuda.get_device_name, devices))
     print(f"CUDA {torch.version.cuda or 'not built in'}: {names or 'no GPU'}")
@@ -82,7 +87,7 @@ def info() -> None:
 
 def _compile(path: str) -> CodeType | None:
     if get_importer(path) is not None:
-        return None  # A folder or an archive, with a __main__.py.
+        return None  # A folder or an archive that holds a __main__.py.
     loader = _loader(path)
     if isinstance(loader, SourcelessFileLoader):
         return loader.get_code("__main__")
@@ -91,7 +96,7 @@ def _compile(path: str) -> CodeType | None:
 
 def _loader(path: str) -> SourceFileLoader | SourcelessFileLoader:
     kind = SourcelessFileLoader if path.endswith(".pyc") else SourceFileLoader
-    # As `python` makes a path absolute: what is in it, as `..`, stays.
+    # As `python` makes a path absolute, which keeps `..` and the like.
     return kind("__main__", os.path.join(os.getcwd(), path))
 
 
@@ -114,16 +119,16 @@ def _run_script(path: str, code: CodeType | None) -> None:
 def _run_main_of(module: str) -> None:
     _new_main()
     if module != "__main__":
-        sys.argv[0] = "-m"  # Until it is found.
-    # What `python -m` itself calls. The public run_module would take __main__
-    # away again before the functions given to atexit run, or pickle.
+        sys.argv[0] = "-m"  # As in `python -m` until the module is found.
+    # What `python -m` itself calls. The public run_module would remove
+    # __main__ again before functions registered with atexit run, or pickle.
     run = runpy._run_module_as_main  # type: ignore[attr-defined]
     run(module, alter_argv=module != "__main__")
 
 
 def _new_main() -> ModuleType:
     module = sys.modules["__main__"] = ModuleType("__main__")
-    # multiprocessing's other name of it, by which spawned processes pickle.
+    # The name that multiprocessing has for it in spawned processes.
     if "__mp_main__" in sys.modules:
         sys.modules["__mp_main__"] = module
     vars(module).update(

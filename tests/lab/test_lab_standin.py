@@ -351,6 +351,20 @@ class TestTrainer:
             ]
             assert program(theirs, hooks) == expected
 
+    def test_a_step_without_gradients_is_no_reason_to_warn(self, theirs, ours):
+        param = torch.nn.Parameter(torch.zeros(2))
+        args = theirs.PipelineHookArgs(
+            Accelerator(cpu=True), optimizer=torch.optim.SGD([param], lr=1)
+        )
+        with lab.install():
+            hooks = theirs.PipelineHooks.from_hooks(
+                [ours.OptimizerHook(), config(ours)()]
+            )
+            for _ in range(2):  # A warning would be an error.
+                with hooks.begin("on_step", args):
+                    pass
+        assert param.grad is None
+
     def test_does_not_clip_while_accumulating(self, theirs, ours):
         grads = []
 
