@@ -124,7 +124,9 @@ def program(theirs, hooks=(), fail_at=None, scale=10.0, **options):
             cpu=True, gradient_accumulation_steps=MICRO_STEPS
         ),
         model=model,
-        dataloader=list(scale * torch.randn(STEPS * MICRO_STEPS, 8, 4)),
+        dataloader=torch.utils.data.DataLoader(
+            scale * torch.randn(STEPS * MICRO_STEPS * 8, 4), batch_size=8
+        ),
         batch_processor=theirs.StepProcessorFromCallable(forward),
         optimizer=optimizer,
         lr_scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 2),
