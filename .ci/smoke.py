@@ -121,7 +121,7 @@ check_profiling()
 check_args(_args.PipelineHookArgs)
 assert _fast_dataclass.unsupported_reason(Args) is None
 _fast_dataclass.enable(Args)
-Args.copy_with_updates = _fast_dataclass.copying(Args.copy_with_updates)
+Args.copy_with_updates = _fast_dataclass.copying(Args, Args.copy_with_updates)
 for _ in range(1000):
     check_args(Args)
 _fast_dataclass.disable(Args)

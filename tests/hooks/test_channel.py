@@ -10,8 +10,9 @@ import pytest
 from robo_orchard_core.utils import hook as core
 
 from helpers.hooks import HookContext, Logging
+from helpers.implementations import INSTALLED
 
-pytestmark = pytest.mark.also_on("installed")
+pytestmark = pytest.mark.also_on(*INSTALLED)
 
 
 @pytest.mark.contract("K4")

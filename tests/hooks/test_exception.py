@@ -8,9 +8,9 @@ import weakref
 import pytest
 
 from helpers.hooks import HookContext
-from helpers.implementations import PROFILED
+from helpers.implementations import INSTALLED, PROFILED
 
-pytestmark = pytest.mark.also_on("installed", *PROFILED)
+pytestmark = pytest.mark.also_on(*INSTALLED, *PROFILED)
 
 
 @pytest.mark.also_on(*PROFILED)  # 0.4's arguments have none.

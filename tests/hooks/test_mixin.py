@@ -10,7 +10,9 @@ import weakref
 import pytest
 from robo_orchard_core.utils import hook as core
 
-pytestmark = pytest.mark.also_on("installed")
+from helpers.implementations import INSTALLED
+
+pytestmark = pytest.mark.also_on(*INSTALLED)
 
 HookContext = core.HookContext
 LOG = []
@@ -184,7 +186,9 @@ def test_subclasses_and_multiple_inheritance(lib):
     class Both(lib.PipelineHooks, dict):
         pass
 
-    assert Mixed().mixed and len(Mixed().hooks) == 6
+    assert Mixed().mixed and len(Mixed().hooks) == len(
+        lib.PipelineHooks().hooks
+    )
     both = Both()
     both["a"] = 1
     assert both == {"a": 1}
@@ -306,6 +310,7 @@ class TestUnknownChannel:
         "'on_model_backward'"
     )
 
+    @pytest.mark.also_on("installed")  # 0.5 has one more.
     def test_is_a_key_error_that_lists_the_channels(self, ours, hook):
         hooks = ours.PipelineHooks()
         for call in (
@@ -361,6 +366,7 @@ class TestFromHooks:
         assert type(hooks) is lib.PipelineHooks
         assert all(len(channel) == 0 for channel in hooks.hooks.values())
 
+    @pytest.mark.also_on("installed")  # 0.5's OptimizerHook registers nothing.
     def test_hooks_and_configs_in_any_iterable(self, lib, hook):
         config = lib.OptimizerHookConfig()
         single = lib.PipelineHooks()
@@ -428,6 +434,7 @@ class TestFromHooks:
                 lib.PipelineHooks.from_hooks(config), lib.PipelineHooks
             )
 
+    @pytest.mark.also_on("installed")
     def test_takes_upstream_s_hooks_and_configs(self, ours, theirs):
         hooks = ours.PipelineHooks.from_hooks(
             [
