@@ -156,7 +156,7 @@ def check_later_changes(cls):
         cls.__init__ = lambda self, accelerator: None
         assert vars(cls(accelerator=1)) == {}
         cls.__init__ = init
-        cls.epoch_id = property(lambda self: number, lambda self, value: None)
+        cls.epoch_id = property(lambda self, n=number: n, lambda self, n: None)
         assert cls(accelerator=1).epoch_id == number
         cls.epoch_id = 0
         defaults, init.__defaults__ = init.__defaults__, (7, 8, 9)

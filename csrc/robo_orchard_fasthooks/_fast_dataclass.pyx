@@ -48,7 +48,7 @@ cdef extern from "Python.h":
 cdef object _MISSING = object()
 # Instructions that have the same effect whatever the values are: what code of
 # these alone did once, it always does. By name, since the numbers differ
-# between CPython's versions; those of two variables are from 3.13 on.
+# between CPython's versions.
 cdef frozenset _HARMLESS = frozenset(
     [
         "CACHE",
@@ -63,7 +63,11 @@ cdef frozenset _HARMLESS = frozenset(
         "RESUME",
         "RETURN_CONST",
         "RETURN_VALUE",
+        "ROT_FOUR",
+        "ROT_THREE",
+        "ROT_TWO",
         "STORE_ATTR",
+        "SWAP",
     ]
 )
 

@@ -149,7 +149,9 @@ def test_a_slot_that_is_unset_stays_unset(way):
     assert copied.hidden() == 1 and not hasattr(copied, "task")
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "copy_with_updates"])
+@pytest.mark.parametrize(
+    "way", [way for way in WAYS if way != "copy_with_updates"]
+)
 def test_a_field_in_a_slot_that_is_unset(way):
     args = Slots("accelerator", task="seg")
     del args.batch
