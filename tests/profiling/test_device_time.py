@@ -247,6 +247,7 @@ class TestOnAGpu:
         device = device_times(profiler)
         assert device["count"] == 300
         assert 0 < device["min"] <= device["mean"] <= device["max"]
+        end.synchronize()
         # torch's events have a resolution of about half a microsecond.
         assert device["sum"] <= begin.elapsed_time(end) * 1e6 + 300 * 1e3
         assert "device" in profiler.table().splitlines()[0]
