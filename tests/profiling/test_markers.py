@@ -167,31 +167,57 @@ class TestRanges:
 
 
 @pytest.mark.usefixtures("fake_cuda")
-@pytest.mark.parametrize("callback", [passing, failing])
-def test_nvtx_on_a_stand_in(hooks, callback, monkeypatch):
-    log = []
+class TestNvtxOnAStandIn:
+    @pytest.fixture
+    def log(self, monkeypatch):
+        log = []
 
-    class Range:
-        def __init__(self, name):
-            self.name = name
+        class Range:
+            def __init__(self, name):
+                self.name = name
 
-        def __enter__(self):
-            log.append(("enter", self.name))
+            def __enter__(self):
+                log.append(("enter", self.name))
 
-        def __exit__(self, *error):
-            log.append(("exit", self.name))
+            def __exit__(self, *error):
+                log.append(("exit", self.name))
 
-    nvtx = SimpleNamespace(
-        range_push=lambda name: log.append(("push", name)),
-        range_pop=lambda: log.append(("pop",)),
-    )
-    monkeypatch.setattr(torch.cuda, "nvtx", nvtx)
-    monkeypatch.setattr(torch.profiler, "record_function", Range)
-    hooks.register_hook(
-        "on_step", HookContext.from_callable("a", after=callback)
-    )
-    with HookProfiler(hooks, nvtx=True, record_function=True):
-        with suppress(ValueError):
+        nvtx = SimpleNamespace(
+            range_push=lambda name: log.append(("push", name)),
+            range_pop=lambda: log.append(("pop",)),
+        )
+        monkeypatch.setattr(torch.cuda, "nvtx", nvtx)
+        monkeypatch.setattr(torch.profiler, "record_function", Range)
+        return log
+
+    @pytest.mark.parametrize("callback", [passing, failing])
+    def test_lies_within_torch_s_range(self, hooks, callback, log):
+        hooks.register_hook(
+            "on_step", HookContext.from_callable("{a}", after=callback)
+        )
+        with HookProfiler(hooks, nvtx=True, record_function=True):
+            with suppress(ValueError):
+                step(hooks)
+        name = "on_step.after:{a}"
+        assert log == [
+            *(("enter", name), ("push", name), ("pop",), ("exit", name)),
+        ]
+
+    def test_one_that_fails_leaves_none_open(self, hooks, log):
+        """Nor does it mix up those of the next step."""
+        name = "on_step.after:a"
+        hooks.register_hook(
+            "on_step", HookContext.from_callable("a", after=passing)
+        )
+        with HookProfiler(hooks, nvtx=True, record_function=True):
+            with mock.patch.object(
+                torch.cuda.nvtx, "range_push", side_effect=RuntimeError
+            ):
+                with pytest.raises(RuntimeError):
+                    step(hooks)
+            assert log == [("enter", name), ("exit", name)]
+            log.clear()
             step(hooks)
-    name = "on_step.after:a"
-    assert log == [("enter", name), ("push", name), ("pop",), ("exit", name)]
+        assert log == [
+            *(("enter", name), ("push", name), ("pop",), ("exit", name)),
+        ]

@@ -15,7 +15,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from helpers.fake_cuda import Stream
 from helpers.profiling import counts, passing, rows, step
-from robo_orchard_fasthooks import HookContext, PipelineHooks
+from robo_orchard_fasthooks import (
+    HookContext,
+    HookContextChannel,
+    PipelineHooks,
+)
 from robo_orchard_fasthooks.profiler import HookProfiler
 
 THREADS = 4
@@ -283,6 +287,27 @@ class TestReading:
         assert profiler.to_dict()["on_step"]["scope"]["count"] == THREADS * 150
         assert counts(profiler)["a", "before"] == THREADS * 150
 
+    @pytest.mark.usefixtures("switched_at_each_line")
+    def test_all_times_of_a_row_are_of_one_moment(self, hooks):
+        hooks.register_hook("on_step", HookContext.from_callable(None, id, id))
+        enough = threading.Event()
+
+        def work(number):
+            if number:
+                while not enough.is_set():
+                    step(hooks)
+                return
+            try:
+                for _ in range(20):
+                    for channel in profiler.to_dict().values():
+                        assert consistent(channel["scope"])
+                        assert all(map(consistent, channel["hooks"]))
+            finally:
+                enough.set()
+
+        with HookProfiler(hooks) as profiler:
+            run(work)
+
     def test_resets_while_hooks_run(self, hooks, work):
         def read():
             while not all(future.done() for future in futures):
@@ -302,16 +327,50 @@ class TestReading:
             profiler.reset()
             assert profiler.to_dict() == {}
 
+    @pytest.mark.usefixtures("switched_at_each_line")
+    def test_a_start_with_new_channels(self, hooks):
+        profiler = HookProfiler(hooks)
+        with profiler:
+            step(hooks)
+        for number in range(100):
+            name = f"on_{number}"
+            hooks.hooks[name] = HookContextChannel(name)
+        enough = threading.Event()
+
+        def work(number):
+            if number:
+                while not enough.is_set():
+                    assert list(profiler.to_dict()) == ["on_step"]
+                return
+            try:
+                profiler.start()
+            finally:
+                enough.set()
+
+        run(work)
+        profiler.stop()
+
     def test_starts_and_stops_while_hooks_run(self, hooks, work):
         began = time.monotonic_ns()
+        enough = threading.Event()
+
+        def work_on(number):
+            while not enough.is_set():
+                work(number)
+
         profiler = HookProfiler(hooks, record_function=True)
-        with running(work) as futures:
-            while not all(future.done() for future in futures):
-                with profiler:
-                    time.sleep(1e-4)
+        with running(work_on):
+            try:
+                for turn in range(1000):
+                    with profiler:
+                        time.sleep(1e-4)
+                    if turn > 50 and profiler.to_dict():
+                        break
+            finally:
+                enough.set()
         whole = time.monotonic_ns() - began
         found = profiler.to_dict()["on_step"]
-        assert 0 < found["scope"]["count"] < THREADS * 150
+        assert found["scope"]["count"]
         for times in (found["scope"], found["body"], *found["hooks"]):
             assert 0 <= times["min"] <= times["max"] <= whole
         with profiler:

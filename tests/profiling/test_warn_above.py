@@ -110,6 +110,20 @@ class TestWarning:
         step(hooks, lambda: clock.spend(10))
         profiler.stop()
 
+    def test_scopes_without_a_time(self, hooks, clock):
+        """Within one that has not been left, whose hook took its time."""
+        times = iter([20, 0, 0])
+        hooks.register_hook(
+            "on_step",
+            HookContext.from_callable(
+                "a", before=lambda _: clock.spend(next(times))
+            ),
+        )
+        with HookProfiler(hooks, clock=clock, warn_above=0.5, window=2):
+            with hooks.begin("on_step", None):
+                for _ in range(2):
+                    step(hooks)
+
     def test_as_an_error_hides_no_other(self, hooks, clock, spending):
         hooks.register_hook("on_step", spending("a", 0, 20))
         with HookProfiler(hooks, clock=clock, warn_above=0.5, window=1):
