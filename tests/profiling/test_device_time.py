@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.fake_cuda import Stream
-from helpers.profiling import failing, passing, rows, step
+from helpers.profiling import cells, failing, passing, rows, step
 from robo_orchard_fasthooks import HookContext
 from robo_orchard_fasthooks.profiler import HookProfiler
 
@@ -40,6 +40,19 @@ class TestOnAStandIn:
         device = device_times(profiler)
         assert (device["count"], device["sum"]) == (600, 600_000_000)
         assert "1 ms" in profiler.table()
+
+    def test_tables_of_callbacks_without_it(self, hooks, cuda):
+        """One was given late, the other ran during a capture only."""
+        hook = HookContext.from_callable("a", before=passing)
+        hooks.register_hook("on_step", hook)
+        with HookProfiler(hooks, device_time=True) as profiler:
+            with cuda.graph():
+                step(hooks)
+                hook._after = passing
+                step(hooks)
+        heads, *lines = cells(profiler.table().split("\n\n")[0])
+        assert heads[-1] == "device"
+        assert [line[-1] for line in lines] == ["-", "-"]
 
     def test_of_a_hook_that_raises(self, hooks):
         hooks.register_hook(
