@@ -237,12 +237,12 @@ class ChannelRows:
     def _watch(self) -> None:
         """Warns of slow hooks at the end of each window of scopes."""
         scopes = self.recorder.scopes
-        limit = self._settings.warn_above or 0.0
-        spent: Counter[str] = Counter()
-        places: dict[str, list[str]] = {}
         with self._lock:
             if scopes.count < self._end_of_window:
                 return
+            limit = self._settings.warn_above or 0.0
+            spent: Counter[str] = Counter()
+            places: dict[str, list[str]] = {}
             self._end_of_window = scopes.count + self._settings.window
             whole = scopes.sum - self._sum_at_last_window
             self._sum_at_last_window += whole
