@@ -16,7 +16,6 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from time import thread_time_ns
 from typing import Any
@@ -25,9 +24,7 @@ import torch
 from accelerate import Accelerator
 
 import robo_orchard_fasthooks as ours
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from helpers import upstream  # noqa: E402
+import upstream
 from shapes import MODELS, Shapes  # noqa: E402
 
 

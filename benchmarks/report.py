@@ -21,7 +21,7 @@ import torch
 
 import peers
 import picture
-from helpers import upstream
+import upstream
 from measured import Row, measure
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import processes
 import pytest
 
 import clipping
+from helpers import processes
 
 CASES = {case.title: case for case in clipping.OF_MODELS}
 LIMITS = {"below": 1e12, "above": 1e-3}

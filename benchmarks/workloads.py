@@ -12,12 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from pathlib import Path
 from typing import Any
 
 from robo_orchard_core.utils.hook import HookContext
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 Run = Callable[[int], None]
 
@@ -54,14 +51,14 @@ def ours() -> Library:
 
 def upstream() -> Library:
     """RoboOrchardLab 0.4.0, from its wheel."""
-    from helpers.upstream import mixin
+    from upstream import mixin
 
     return Library("upstream", mixin.PipelineHooks, mixin.PipelineHookArgs)
 
 
 def installed() -> Library:
     """RoboOrchardLab 0.4.0 with `lab.install()`: a second copy of it."""
-    from helpers import upstream
+    import upstream
     from robo_orchard_fasthooks import lab
 
     names = [

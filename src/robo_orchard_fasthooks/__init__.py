@@ -1,4 +1,7 @@
-"""Compiled training-loop hooks, a drop-in for RoboOrchardLab's."""
+"""Compiled training-loop hooks and gradient clipping for PyTorch.
+
+A drop-in replacement for the hooks of RoboOrchardLab.
+"""
 
 from .clip import clip_grad_norm_, clip_grad_value_
 from .grad_clip import GradientClippingHook, GradientClippingHookConfig

@@ -9,6 +9,8 @@ from textwrap import indent
 from types import CodeType
 from typing import Any, Literal
 
+# Not from _core: the compiled modules import this one, and run without torch,
+# which robo_orchard_core's configs import.
 from robo_orchard_core.utils.hook import HookContext
 
 __all__ = [

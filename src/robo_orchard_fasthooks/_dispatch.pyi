@@ -2,9 +2,9 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Generic, TypeVar, final
 
-from robo_orchard_core.utils import hook as core
 from typing_extensions import disjoint_base
 
+from robo_orchard_fasthooks import _core as core
 from robo_orchard_fasthooks._record import Recorder
 
 T = TypeVar("T")
@@ -57,6 +57,11 @@ def recorder_of(channel: Registrations[Any]) -> Recorder | None: ...
 def set_recorder(
     channel: Registrations[Any], recorder: Recorder | None
 ) -> None: ...
+def running_phases(
+    arg: object,
+) -> list[
+    tuple[HookContextChannel[Any], tuple[core.HookContext[Any], ...], int]
+]: ...
 def find_channel(hooks: Any, name: str) -> HookContextChannel[Any]: ...
 def check_hook(hook: object) -> None: ...
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import peers
+import workloads
 from robo_orchard_fasthooks import lab
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-import peers  # noqa: E402
-import workloads  # noqa: E402
 
 REPEATS = 3
 

@@ -9,7 +9,7 @@ import robo_orchard_core.utils.config
 from robo_orchard_core.utils import hook as core
 
 import robo_orchard_fasthooks
-from helpers import upstream
+import upstream
 from robo_orchard_fasthooks import grad_clip, mixin, optimizer
 
 REQUIRED = object()

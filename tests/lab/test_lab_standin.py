@@ -11,10 +11,10 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 from robo_orchard_core.utils.hook import HookContext
-from test_lab import HOOKS, NAMES
 
 import robo_orchard_fasthooks
-from helpers import upstream
+import upstream
+from helpers.lab import HOOKS, NAMES
 from robo_orchard_fasthooks import _dispatch, lab
 
 FOLDER = Path(__file__).parents[1].joinpath("helpers/lab_standin")

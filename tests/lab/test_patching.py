@@ -12,12 +12,12 @@ from unittest import mock
 import pytest
 from robo_orchard_core.utils import hook as core
 
-from helpers import upstream
+import upstream
+from helpers.lab import HOOKS
 from robo_orchard_fasthooks import _fast_dataclass, lab
 from robo_orchard_fasthooks._lab import patching
 
 MIXIN, GRAD_CLIP = upstream.mixin, upstream.grad_clip
-HOOKS = "robo_orchard_lab.pipeline.hooks"
 INIT = f"{HOOKS}.mixin.PipelineHooks.__init__"
 BEGIN = f"{HOOKS}.mixin.PipelineHooks.begin"
 REGISTER = f"{HOOKS}.mixin.PipelineHooks.register_hook"
@@ -25,8 +25,6 @@ FROM_HOOKS = f"{HOOKS}.mixin.PipelineHooks.from_hooks"
 ARGS = f"{HOOKS}.mixin.PipelineHookArgs.__init__"
 COPY = f"{HOOKS}.mixin.PipelineHookArgs.copy_with_updates"
 CLIP = f"{HOOKS}.grad_clip.GradientClippingHook._gradient_clipping"
-
-
 OWNERS = (
     *(MIXIN, MIXIN.PipelineHooks, MIXIN.PipelineHookArgs),
     *(GRAD_CLIP, GRAD_CLIP.GradientClippingHook),

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -26,6 +28,7 @@ def test_the_example_runs():
     assert re.fullmatch(r"step 2: loss \d+\.\d{3}", lines[-1])
 
 
+@pytest.mark.slow
 def test_the_gate_of_your_ci_runs(tmp_path):
     (tmp_path / "test_hooks.py").write_text(IN_CI)
     result = subprocess.run(

@@ -74,13 +74,19 @@ class FSDP1Gradients(Gradients):
             self._whole.append(index)
 
     @override
+    def unsupported(self, norm_type: float) -> str | None:
+        if self._sharded and norm_type == 0:
+            return "norm_type 0 is not supported with FSDP1"
+        return None
+
+    @override
     def total_norm(
         self, params: list[Tensor], norm_type: float
     ) -> GradientNorm:
         if not self._sharded:
             return self._unsharded.total_norm(params, norm_type)
-        if norm_type == 0:
-            raise ValueError("norm_type 0 is not supported with FSDP1")
+        if reason := self.unsupported(norm_type):
+            raise ValueError(reason)
         parts = [
             (_norm(params, indices, norm_type, device), group)
             for (group, device), indices in self._sharded.items()

@@ -69,6 +69,10 @@ class Gradients(ABC):
             RuntimeError: A gradient has no such norm; the error is torch's.
         """
 
+    def unsupported(self, norm_type: float) -> str | None:
+        """Says why a norm of this order is not supported; None if it is."""
+        return None
+
     def local(self, params: list[Tensor]) -> list[Tensor]:
         """Lists the gradients, as far as they are on this rank."""
         return [grad for p in params if (grad := p.grad) is not None]

@@ -1,0 +1,72 @@
+"""The implementations of the hooks that the behaviour tests run on.
+
+A test that asks for the fixture `lib` runs on RoboOrchardLab's classes, which
+are the oracle of what this package keeps, and on this package's. The marker
+`also_on` adds others of the names below.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from types import SimpleNamespace
+
+import robo_orchard_fasthooks
+import upstream
+from robo_orchard_fasthooks import _dispatch, lab
+from robo_orchard_fasthooks.profiler import HookProfiler
+
+UPSTREAM = SimpleNamespace(
+    name="upstream",
+    **{
+        name: getattr(module, name)
+        for module in (upstream.mixin, upstream.grad_clip, upstream.optimizer)
+        for name in module.__all__
+    },
+    HookContextChannel=upstream.mixin.HookContextChannel,
+    RemoveableHandle=upstream.mixin.RemoveableHandle,
+)
+OURS = SimpleNamespace(
+    name="ours",
+    **{
+        name: getattr(robo_orchard_fasthooks, name)
+        for name in robo_orchard_fasthooks.__all__
+    },
+)
+
+
+@contextmanager
+def installed() -> Iterator[SimpleNamespace]:
+    """RoboOrchardLab's classes with `lab.install()`."""
+    with lab.install():
+        yield SimpleNamespace(
+            **{
+                **vars(UPSTREAM),
+                "name": "ours",
+                "HookContextChannel": _dispatch.LabChannel,
+                "OptimizerHook": lambda cfg=None: UPSTREAM.OptimizerHook(cfg),
+                "RemoveableHandle": _dispatch.RemoveableHandle,
+            }
+        )
+
+
+@contextmanager
+def profiled(**settings: bool) -> Iterator[SimpleNamespace]:
+    """This package, with a profiler that is started with the hooks."""
+
+    class Profiled(robo_orchard_fasthooks.PipelineHooks):
+        def __init__(self, cfg=None):
+            super().__init__(cfg)
+            self.profiler = HookProfiler(self, **settings)
+            self.profiler.start()
+
+    yield SimpleNamespace(**{**vars(OURS), "PipelineHooks": Profiled})
+
+
+PROFILED = ("profiled", "profiled ranges")
+IMPLEMENTATIONS = {
+    "upstream": partial(nullcontext, UPSTREAM),
+    "ours": partial(nullcontext, OURS),
+    "installed": installed,
+    "profiled": profiled,
+    "profiled ranges": partial(profiled, record_function=True),
+}

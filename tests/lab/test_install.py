@@ -1,0 +1,227 @@
+"""`lab.install`, `uninstall` and `status`."""
+
+import dataclasses
+import inspect
+import re
+import sys
+import threading
+import warnings
+from functools import partial
+from importlib import metadata
+from unittest import mock
+
+import pytest
+
+import upstream
+from helpers.lab import (
+    CONSTRUCTION,
+    HOOKS,
+    NAMES,
+    ORIGINALS,
+    Args,
+    PipelineHooks,
+    assert_same_installed,
+    found,
+)
+from robo_orchard_fasthooks import _dispatch, lab
+
+
+class TestInstall:
+    def test_replaces_and_puts_back_the_same_objects(self):
+        for _ in range(2):
+            lab.install()
+            lab.install()
+            try:
+                status = lab.status()
+                assert status.installed
+                assert status.names == dict.fromkeys(NAMES, "replaced")
+                changed = [n for n in NAMES if found(n) is not ORIGINALS[n]]
+                assert changed == [n for n in NAMES if n != CONSTRUCTION]
+            finally:
+                lab.uninstall()
+            assert all(found(name) is ORIGINALS[name] for name in NAMES)
+
+    def test_without_an_installation_uninstalling_is_harmless(self):
+        lab.uninstall()
+
+    def test_the_outermost_context_manager_uninstalls(self):
+        with lab.install():
+            with lab.install():
+                pass
+            assert lab.status().installed
+        assert not lab.status().installed
+
+    def test_a_context_manager_of_an_installed_one_changes_nothing(self):
+        lab.install()
+        with lab.install():
+            pass
+        assert lab.status().installed
+        lab.uninstall()
+
+    def test_a_failing_body_uninstalls(self):
+        with pytest.raises(ZeroDivisionError), lab.install():
+            raise ZeroDivisionError
+        assert not lab.status().installed
+
+    def test_leaving_after_uninstall_is_harmless(self):
+        with lab.install():
+            lab.uninstall()
+
+    def test_leaving_leaves_what_was_installed_anew(self):
+        first = lab.install()
+        lab.uninstall()
+        with lab.install():
+            with first:
+                pass
+            assert lab.status().installed
+
+    def test_threads_install_once(self):
+        barrier = threading.Barrier(4)
+
+        def install():
+            barrier.wait()
+            lab.install()
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            threads = [threading.Thread(target=install) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        assert lab.status().names == dict.fromkeys(NAMES, "replaced")
+        lab.uninstall()
+
+    def test_it_is_quiet_unless_asked(self, capsys):
+        with lab.install():
+            assert capsys.readouterr().out == ""
+        for _ in range(2):
+            with lab.install(), lab.install(verbose=True):
+                assert capsys.readouterr().out == f"{lab.status()}\n"
+
+
+class TestStatus:
+    def test_off(self):
+        status = lab.status()
+        assert not status.installed
+        assert status.names == dict.fromkeys(NAMES, "original")
+
+    @pytest.mark.parametrize("on", [False, True])
+    def test_in_print(self, released, on):
+        version = metadata.version("robo_orchard_fasthooks")
+        with lab.install():
+            status = lab.status()
+        if not on:
+            status = lab.status()
+        first, extension, *names = str(status).splitlines()
+        assert first == (
+            f"robo_orchard_fasthooks {version} is {'' if on else 'not '}"
+            f"installed in robo_orchard_lab {upstream.VERSION}"
+        )
+        assert extension == f"  compiled extension: {_dispatch.__file__}"
+        width = max(map(len, NAMES)) - len("robo_orchard_lab.")
+        assert names == [
+            f"  {name.removeprefix('robo_orchard_lab.'):<{width}}  "
+            + ("replaced" if on else "original")
+            for name in NAMES
+        ]
+
+    def test_it_cannot_be_changed(self):
+        status = lab.status()
+        with pytest.raises(TypeError):
+            status.names["a"] = "b"
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            status.installed = True
+
+    def test_a_patch_after_install_is_told_and_left(self):
+        name = f"{HOOKS}.mixin.PipelineHooks.begin"
+        lab.install()
+        PipelineHooks.begin = patch = lambda *args: None
+        try:
+            assert lab.status().names == {
+                **dict.fromkeys(NAMES, "replaced"),
+                name: "patched by others since",
+            }
+            message = f"^{re.escape(name)} was patched after it had been"
+            with pytest.warns(UserWarning, match=message) as caught:
+                lab.uninstall()
+            assert len(caught) == 1 and found(name) is patch
+        finally:
+            PipelineHooks.begin = ORIGINALS[name]
+
+    def test_a_patch_after_install_that_is_made_an_error(self):
+        lab.install()
+        with mock.patch.object(PipelineHooks, "begin"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                with pytest.raises(UserWarning):
+                    lab.uninstall()
+            others = [name for name in NAMES if not name.endswith("begin")]
+            assert all(found(name) is ORIGINALS[name] for name in others)
+            assert not lab.status().installed
+        # The patch has put back what it had found, which was ours.
+        PipelineHooks.begin = ORIGINALS[f"{HOOKS}.mixin.PipelineHooks.begin"]
+
+
+class TestImporting:
+    def test_without_roboorchardlab(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "robo_orchard_lab", None)
+        with pytest.raises(
+            ImportError, match="^RoboOrchardLab, which install.. accelerates"
+        ) as raised:
+            lab.install()
+        assert raised.value.name == "robo_orchard_lab"
+        assert not lab.status().installed
+
+    def test_with_a_dependency_missing(self, monkeypatch, tmp_path, released):
+        monkeypatch.delitem(sys.modules, f"{HOOKS}.grad_clip")
+        monkeypatch.setattr(
+            sys.modules[HOOKS], "__path__", [str(tmp_path)], raising=False
+        )
+        tmp_path.joinpath("grad_clip.py").write_text("import no_such_thing")
+        with pytest.raises(
+            ImportError,
+            match=f"^RoboOrchardLab {upstream.VERSION} cannot be imported: .*"
+            "no_such_thing",
+        ) as raised:
+            lab.install()
+        assert raised.value.name == "no_such_thing"
+
+
+def signature_and_docs(function):
+    return inspect.signature(function), function.__doc__, function.__name__
+
+
+@pytest.mark.parametrize(
+    "get",
+    [
+        lambda: inspect.signature(Args),
+        lambda: inspect.getsource(PipelineHooks.__init__),
+        *(
+            partial(
+                lambda cls, name: signature_and_docs(getattr(cls, name)),
+                *each,
+            )
+            for each in (
+                (Args, "__init__"),
+                (Args, "copy_with_updates"),
+                (PipelineHooks, "__init__"),
+            )
+        ),
+        lambda: dataclasses.fields(Args),
+        lambda: (Args.__mro__, Args.__match_args__, Args.__hash__),
+        lambda: type(PipelineHooks()) is PipelineHooks,
+        lambda: type(Args(accelerator=1)) is Args,
+        lambda: type(Args(1).copy_with_updates(batch=1)) is Args,
+        lambda: list(PipelineHooks().hooks),
+        lambda: [c.name for c in PipelineHooks().hooks.values()],
+        lambda: list(vars(PipelineHooks())),
+        lambda: PipelineHooks(1),
+        lambda: inspect.getfullargspec(PipelineHooks.from_hooks).args,
+    ],
+)
+def test_what_is_seen_of_the_classes_stays(get):
+    assert_same_installed(get)
