@@ -3,7 +3,12 @@
 A drop-in replacement for the hooks of RoboOrchardLab.
 """
 
-from .clip import clip_grad_norm_, clip_grad_value_
+from .clip import (
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+    get_total_norm,
+)
 from .grad_clip import GradientClippingHook, GradientClippingHookConfig
 from .mixin import (
     ClassType,
@@ -38,4 +43,6 @@ __all__ = [
     "RemoveableHandle",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "clip_grads_with_norm_",
+    "get_total_norm",
 ]

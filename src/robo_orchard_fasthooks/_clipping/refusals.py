@@ -6,14 +6,12 @@ gradient of parameter 0", or None.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 from torch.utils._foreach_utils import _device_has_foreach_support
-
-from robo_orchard_fasthooks._clipping.gradients import Gradients
 
 __all__ = [
     "Name",
@@ -21,6 +19,7 @@ __all__ = [
     "complex_",
     "not_finite",
     "overlapping",
+    "product",
     "refuse",
     "sparse",
     "unclippable",
@@ -29,6 +28,11 @@ __all__ = [
 
 Name = Callable[[int], str]
 """Names a parameter, given by its index, to the user."""
+
+
+_REDUCTIONS = {"sum", "avg", "max", "min"}
+"""Parts that these reduce may be scaled one by one, by what is not negative.
+"""
 
 
 def by_index(index: int) -> str:
@@ -115,16 +119,42 @@ def _has_norm(grad: Tensor, norm_type: float) -> bool:
     return True
 
 
+def product(grad: Tensor) -> str | None:
+    for placement in getattr(grad, "placements", ()):
+        operation = getattr(placement, "reduce_op", "sum")
+        if operation not in _REDUCTIONS:
+            return (
+                f"is a DTensor with the placement Partial({operation!r}), "
+                "which cannot be clipped in place; assign "
+                "grad.redistribute(placements=...) with Replicate() instead"
+            )
+    return None
+
+
 def not_finite(
-    gradients: Gradients, params: list[Tensor], norm_type: float, name: Name
+    parts: Iterable[Iterable[Tensor]],
+    norm_type: float,
+    name: Name,
+    collective: bool,
 ) -> str:
-    """Returns an error message that names the first gradient at fault."""
+    """Says where a norm that is not finite comes from.
+
+    Args:
+        parts (Iterable[Iterable[Tensor]]): What this rank has of each
+            gradient.
+        norm_type (float): The p of the p-norm.
+        name (Name): Names a gradient.
+        collective (bool): Whether other ranks may have other parts.
+
+    Returns:
+        str: The message of an error.
+    """
     start = (
         f"the total norm of order {norm_type} of the gradients is not finite"
     )
-    for index, param in enumerate(params):
-        for grad in gradients.local([param]):
+    for index, part in enumerate(parts):
+        for grad in part:
             if grad.numel() and not vector_norm(grad, norm_type).isfinite():
                 return f"{start}, and that of {name(index)} is not"
-    where = " on this rank" if gradients.collective else ""
+    where = " on this rank" if collective else ""
     return f"{start}, though that of each gradient{where} is"
