@@ -36,7 +36,7 @@ from robo_orchard_fasthooks._describe import describe
 from robo_orchard_fasthooks._dispatch import (
     HookContextChannel,
     RemoveableHandle,
-    check_hook,
+    check_merge,
     find_channel,
 )
 
@@ -198,13 +198,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
         ]
         # All that can be refused is refused before anything is added.
         for mine, theirs in pairs:
-            if mine.name != theirs.name:
-                raise ValueError(
-                    f"Cannot register hook channel {theirs.name} "
-                    f"to {mine.name}"
-                )
-            for hook in theirs._context_handlers:
-                check_hook(hook)
+            check_merge(mine, theirs)
         for mine, theirs in pairs:
             _warn_of_late_clipping(mine, theirs._context_handlers)
         handles = [

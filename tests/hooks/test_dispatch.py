@@ -688,11 +688,11 @@ class TestException:
     def test_none_without_one(self, ours, watched, seen):
         for args in self.arguments(ours):
             seen.clear()
-            args.exception = ValueError("stale")
+            stale = ValueError("stale")
             with watched.begin("on_step", args):
-                args.exception = ValueError("stale")
+                args.exception = stale
             assert seen[1] is None
-            assert args.exception is None
+            assert args.exception is stale
 
     def test_of_a_failing_before(self, ours, watched, seen, hook):
         watched.register_hook("on_step", hook("a", ["before"]))
@@ -808,8 +808,8 @@ def test_what_is_no_hook_is_refused(ours, given):  # F4
         hooks.register_hook("on_step", given)
     assert str(raised.value) == (
         f"cannot register {given!r}: it has no callable `before`. A hook has "
-        "`before` and `after`; make one of functions with "
-        "HookContext.from_callable"
+        "the methods `before` and `after`; HookContext.from_callable makes "
+        "one from functions"
     )
     assert len(hooks.hooks["on_step"]) == 0
 
