@@ -145,7 +145,7 @@ Returns:
         Raises:
             TypeError: The object is not a hook, or is not hashable.
         """
-        check_hook(hook)
+        _check_hook(hook)
         try:
             self._members[hook] = None
         finally:
@@ -221,7 +221,7 @@ cdef dict _without_members(tuple hooks, object members):
     """
     cdef dict added = {}
     for hook in hooks:
-        check_hook(hook)
+        _check_hook(hook)
         if hook not in members:
             added[hook] = None
     return added
@@ -672,7 +672,7 @@ cdef int _explain(Scope scope, str phase, object error) except -1:
     return 0
 
 
-def check_hook(hook):
+cdef int _check_hook(object hook) except -1:
     """Raises TypeError if an object has no callable `before` and `after`."""
     for phase in ("before", "after"):
         if not callable(getattr(hook, phase, None)):
@@ -683,6 +683,7 @@ def check_hook(hook):
                 f"`{phase}`. A hook has the methods `before` and `after`; "
                 "HookContext.from_callable makes one from functions"
             )
+    return 0
 
 
 class RemoveableHandle(core.RemoveableHandle[CallableType]):

@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 import warnings
+from functools import partial
 
 import pytest
 from robo_orchard_core.utils import hook as core
@@ -104,12 +105,8 @@ def test_merges_lose_no_hook(lib):
             set_of(lib, *(Yielding((thread, i)) for i in range(5)))
             for thread in range(3)
         ]
-        at_once(
-            *(
-                lambda other=other: hooks.register_pipeline_hooks(other)
-                for other in others
-            )
-        )
+        merge = hooks.register_pipeline_hooks
+        at_once(*(partial(merge, other) for other in others))
         found = keys(hooks.hooks["on_step"])
         for thread in range(3):
             mine = [key for key in found if key[0] == thread]
@@ -132,9 +129,7 @@ def test_registering_merging_and_unregistering_mix(ours):
                 channel.register(Yielding(("gone", i))).remove()
 
         at_once(
-            lambda hooks=hooks, other=other: hooks.register_pipeline_hooks(
-                other
-            ),
+            partial(hooks.register_pipeline_hooks, other),
             register,
             come_and_go,
         )
@@ -159,12 +154,7 @@ def test_dispatch_runs_every_hook_after_concurrent_changes(ours):
                     pass
 
         at_once(
-            *(
-                lambda other=other, hooks=hooks: hooks.register_pipeline_hooks(
-                    other
-                )
-                for other in others
-            ),
+            *(partial(hooks.register_pipeline_hooks, each) for each in others),
             dispatch,
         )
         log.clear()
@@ -202,7 +192,7 @@ def test_a_merge_that_fails_beside_others(ours, bad):
         at_once(
             fail,
             fail_too,
-            lambda hooks=hooks, good=good: hooks.register_pipeline_hooks(good),
+            partial(hooks.register_pipeline_hooks, good),
         )
         assert keys(channel) == [
             "first",
