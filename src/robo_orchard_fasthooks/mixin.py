@@ -33,7 +33,7 @@ from robo_orchard_fasthooks._describe import describe
 from robo_orchard_fasthooks._dispatch import (
     HookContextChannel,
     RemoveableHandle,
-    check_hook,
+    check_merge,
     find_channel,
 )
 
@@ -215,13 +215,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
         ]
         # Everything is checked before anything is registered.
         for mine, theirs in pairs:
-            if mine.name != theirs.name:
-                raise ValueError(
-                    f"Cannot register hook channel {theirs.name} "
-                    f"to {mine.name}"
-                )
-            for hook in theirs._context_handlers:
-                check_hook(hook)
+            check_merge(mine, theirs)
         handles = [
             mine.register_hook_channel(theirs) for mine, theirs in pairs
         ]
