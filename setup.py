@@ -1,9 +1,12 @@
 """The extension modules and the switches of their build."""
 
 import os
+import runpy
 import shutil
 import sysconfig
+from pathlib import Path
 
+from Cython import Tempita
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -14,6 +17,17 @@ DEBUG = os.environ.get("ROBO_ORCHARD_FASTHOOKS_DEBUG") == "1"
 # Where a function happens to lie otherwise moves a scope by 20 of 175 ns, and
 # any edit moves functions.
 COMPILE_ARGS = ["-falign-functions=64"]
+
+
+SOURCE = Path("csrc/robo_orchard_fasthooks")
+
+
+def generate():
+    """Writes the modules that repeat the fields of PipelineHookArgs."""
+    namespace = runpy.run_path(str(SOURCE / "fields.py"))
+    for template in SOURCE.glob("*.in"):
+        text = Tempita.sub(template.read_text(), **namespace)
+        template.with_suffix("").write_text(text)
 
 
 class BuildExt(build_ext):
@@ -40,6 +54,7 @@ class BuildExt(build_ext):
         super().build_extensions()
 
 
+generate()
 setup(
     cmdclass={"build_ext": BuildExt},
     ext_modules=cythonize(

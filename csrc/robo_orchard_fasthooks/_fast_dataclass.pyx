@@ -14,8 +14,8 @@ called as without this module. Only a change inside of the dictionary
 
 import dataclasses
 import dis
+import inspect
 from functools import update_wrapper
-from inspect import CO_VARARGS, CO_VARKEYWORDS
 from types import FunctionType
 
 cimport cython
@@ -48,7 +48,7 @@ cdef extern from "Python.h":
 cdef object _MISSING = object()
 # Instructions that have the same effect whatever the values are: what code of
 # these alone did once, it always does. By name, since the numbers differ
-# between CPython's versions; those of two variables are from 3.13 on.
+# between CPython's versions.
 cdef frozenset _HARMLESS = frozenset(
     [
         "CACHE",
@@ -63,7 +63,11 @@ cdef frozenset _HARMLESS = frozenset(
         "RESUME",
         "RETURN_CONST",
         "RETURN_VALUE",
+        "ROT_FOUR",
+        "ROT_THREE",
+        "ROT_TWO",
         "STORE_ATTR",
+        "SWAP",
     ]
 )
 
@@ -118,7 +122,7 @@ cdef object _unsupported_init(cls, list names):
     if type(init) is not FunctionType:
         return "its __init__ is not a function of its own"
     code = init.__code__
-    if code.co_flags & (CO_VARARGS | CO_VARKEYWORDS):
+    if code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
         return "its __init__ has * or ** parameters"
     if code.co_posonlyargcount > 1:
         return "its __init__ has positional-only parameters"
@@ -168,6 +172,7 @@ cdef dict _trial(cls, init, dict arguments):
 
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class _Construction:
     """A class that is called quickly, and what its instances are made of."""
 
