@@ -289,7 +289,7 @@ def _quick_copy(cls: Any, original: Any) -> Any:
 
 
 class _Construction(Patch):
-    """Calls of a class: its `__init__` stays, and is not run."""
+    """Makes calls of a class quick: its `__init__` stays, but is not run."""
 
     def replace(self, undo: ExitStack) -> AppliedPatch:
         replaced = super().replace(undo)
