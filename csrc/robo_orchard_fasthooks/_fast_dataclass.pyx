@@ -1,14 +1,14 @@
 """Quick construction and copies of arguments that are a plain dataclass.
 
-RoboOrchardLab's own arguments stay the class that they are. Python constructs
-one by way of a dictionary of keywords, a frame and one attribute after the
-other. Here an instance is given a copy of the dictionary of the defaults, in
-which the arguments that differ from them are set: 0.4 of the instructions. A
-copy is given a copy of the dictionary: a fifth (CPython 3.11).
+RoboOrchardLab's own arguments keep their class. Python constructs them by way
+of a dictionary of the keywords, a frame, and one attribute after the other.
+This module gives a new instance a copy of a dictionary of the defaults, and
+sets only the arguments that differ from them: 0.4 of the instructions. To copy
+an instance, it copies the dictionary: 0.15 (CPython 3.11).
 
 Whatever is changed in the class later counts, and so does a new value of
 `__init__.__code__`, `__defaults__` or `__kwdefaults__`: the class is then
-called as without this module. Only a change inside of the dictionary
+called as Python calls it. Only a change inside the dictionary
 `__kwdefaults__` is not noticed.
 """
 
@@ -46,9 +46,9 @@ cdef extern from "Python.h":
     ) except -1
 
 cdef object _MISSING = object()
-# Instructions that have the same effect whatever the values are: what code of
-# these alone did once, it always does. By name, since the numbers differ
-# between CPython's versions.
+# Instructions whose effect does not depend on the values: what code that
+# consists of these did once, it always does. They are compared by name because
+# their numbers differ between versions of CPython.
 cdef frozenset _HARMLESS = frozenset(
     [
         "CACHE",
@@ -73,17 +73,17 @@ cdef frozenset _HARMLESS = frozenset(
 
 
 def unsupported_reason(cls):
-    """Says why instances of a class cannot be constructed here.
+    """Says why calls and copies of a class cannot be made quick.
 
-    They can if they have a dictionary and `__init__`, generated or written by
-    hand, does nothing but set each field to the argument of its name. It may
-    have parameters that it drops.
+    They can if its instances have a dictionary and `__init__`, generated or
+    written by hand, does nothing but set each field to the argument of its
+    name. It may have more parameters, which it ignores.
 
     Args:
         cls (type): The class.
 
     Returns:
-        str | None: The reason, None if they can be constructed here.
+        str | None: The reason, None if they can.
     """
     if type(cls) is not type or "__dataclass_fields__" not in vars(cls):
         return "it has no fields of its own, or a metaclass"
@@ -98,7 +98,7 @@ def unsupported_reason(cls):
 
 
 cdef object _unsupported_class(cls, names):
-    """What keeps a class from setting its fields as `object` does, or None."""
+    """Says why attributes are not simply set in `__dict__`, if they are not."""
     if (<PyTypeObject*>cls).tp_new != (<PyTypeObject*>object).tp_new:
         return "it has a __new__"
     for name in ("__setattr__", "__getattribute__"):
@@ -117,7 +117,7 @@ cdef object _unsupported_class(cls, names):
 
 
 cdef object _unsupported_init(cls, list names):
-    """What its `__init__` does beside setting fields, or None."""
+    """Says what `__init__` does besides setting fields, if anything."""
     init = vars(cls).get("__init__")
     if type(init) is not FunctionType:
         return "its __init__ is not a function of its own"
@@ -150,7 +150,7 @@ cdef object _unsupported_init(cls, list names):
 
 
 cdef dict _parameters(init):
-    """The names that a function takes after the first, with the defaults."""
+    """The parameters after the first, each with its default or _MISSING."""
     code = init.__code__
     positional = code.co_varnames[:code.co_argcount]
     count = code.co_argcount + code.co_kwonlyargcount
@@ -164,7 +164,7 @@ cdef dict _parameters(init):
 
 
 cdef dict _trial(cls, init, dict arguments):
-    """The dictionary of an instance that `init` has initialised."""
+    """The dictionary of a new instance that `init` was called with."""
     instance = object.__new__(cls)
     if init(instance, **arguments) is not None:
         raise TypeError("it returns a value")
@@ -174,7 +174,7 @@ cdef dict _trial(cls, init, dict arguments):
 @cython.final
 @cython.auto_pickle(False)
 cdef class _Construction:
-    """A class that is called quickly, and what its instances are made of."""
+    """A class whose calls are quick, and what its instances start from."""
 
     cdef object cls
     cdef object init
@@ -182,21 +182,22 @@ cdef class _Construction:
     cdef object code
     cdef object defaults
     cdef object kwdefaults
-    # The fields in the order in which `init` sets them, the default of each,
-    # _MISSING for one that is required, and both as a dictionary.
+    # The fields in the order in which `init` sets them; the default of each,
+    # _MISSING if it has none; both as a dictionary; and how many have none.
     cdef tuple names
     cdef tuple values
     cdef dict namespace
     cdef Py_ssize_t required
-    # The class's version tag when it was last looked at and found unchanged,
-    # else -1. CPython gives a class another one whenever an attribute of it or
-    # of a base is set (0 until it next looks one up): one comparison finds
-    # what a lookup of `__init__` alone takes 140 instructions for.
+    # The version tag of the class when it was last checked and found to be
+    # unchanged, else -1. CPython invalidates the tag whenever an attribute of
+    # the class or of a base is set, and never gives it out again. Comparing it
+    # takes the place of all checks; the lookup of `__init__` alone would take
+    # 140 instructions.
     cdef long long version
-    # The keywords of the last call, the same object at each call from the same
-    # place, and the default for each of them, borrowed from `values`.
-    cdef PyObject** keyword_values
+    # The keywords of the last call and the default of each, borrowed from
+    # `values`. Calls from one place in a program pass the same tuple.
     cdef tuple keywords
+    cdef PyObject** keyword_defaults
 
     def __cinit__(self, cls):
         self.cls, self.init = cls, vars(cls)["__init__"]
@@ -205,8 +206,8 @@ cdef class _Construction:
         self.kwdefaults = self.init.__kwdefaults__
         parameters = _parameters(self.init)
         given = {n: v for n, v in parameters.items() if v is _MISSING}
-        # In the order in which they are set. Not as it comes: the interpreter
-        # cannot specialise access to a dictionary that shares its keys.
+        # Not the dictionary of the trial itself, which shares its keys with
+        # the class: the interpreter cannot specialise access to its copies.
         self.namespace = {
             name: parameters[name]
             for name in _trial(cls, self.init, given)
@@ -215,40 +216,43 @@ cdef class _Construction:
         self.values = tuple(self.namespace.values())
         self.required = self.values.count(_MISSING)
         self.version = -1
-        self.keyword_values = <PyObject**>PyMem_Malloc(
+        self.keyword_defaults = <PyObject**>PyMem_Malloc(
             len(self.names) * sizeof(PyObject*) + 1
         )
-        if self.keyword_values == NULL:
+        if self.keyword_defaults == NULL:
             raise MemoryError
 
     def __dealloc__(self):
-        PyMem_Free(self.keyword_values)
+        PyMem_Free(self.keyword_defaults)
 
     cdef inline bint is_unchanged(self) except -1:
         return (
             self.version == (<PyTypeObject*>self.cls).tp_version_tag
-            or self.look_again()
+            or self.check_again()
         ) and (
             PyFunction_GET_CODE(self.init) == <PyObject*>self.code
             and is_same(PyFunction_GET_DEFAULTS(self.init), self.defaults)
             and is_same(PyFunction_GET_KW_DEFAULTS(self.init), self.kwdefaults)
         )
 
-    cdef bint look_again(self) except -1:
+    cdef bint check_again(self) except -1:
         self.version = -1
         if (
             vars(self.cls).get("__init__") is not self.init
             or _unsupported_class(self.cls, self.names) is not None
         ):
             return False
-        # The lookups have made CPython give the class a tag, if it has any
-        # left: 3.13 gives one class 1,000.
+        # The lookups made CPython assign a tag, unless it has none left (3.13
+        # assigns 1,000 to one class); then every call is checked.
         if (<PyTypeObject*>self.cls).tp_version_tag != 0:
             self.version = (<PyTypeObject*>self.cls).tp_version_tag
         return True
 
     cdef bint learn(self, PyObject* keywords) except -1:
-        """Finds the defaults of these keywords. False if they will not do."""
+        """Finds the defaults of these keywords.
+
+        False if one is not a field or a field that has no default is missing.
+        """
         cdef Py_ssize_t index, field, required = 0
         self.keywords = None
         for index in range(PyTuple_GET_SIZE(keywords)):
@@ -259,10 +263,10 @@ cdef class _Construction:
                     break
             else:
                 return False
-            self.keyword_values[index] = PyTuple_GET_ITEM(
+            self.keyword_defaults[index] = PyTuple_GET_ITEM(
                 <PyObject*>self.values, field
             )
-            if self.keyword_values[index] == <PyObject*>_MISSING:
+            if self.keyword_defaults[index] == <PyObject*>_MISSING:
                 required += 1
         if required != self.required:
             return False
@@ -271,8 +275,10 @@ cdef class _Construction:
 
     cdef inline bint are_fields(self, dict namespace) except -1:
         """Whether a dictionary holds the fields and nothing else."""
-        # By its size, and by its last entry being that of the last field: an
-        # attribute that is no field comes after those that are.
+        # Other attributes come after the fields, and a deletion leaves a gap
+        # until the dictionary is copied. So it is enough that the size is
+        # right, that the last field comes last and that nothing follows.
+        # Comparing every key would take 450 instructions more.
         cdef Py_ssize_t last = PyTuple_GET_SIZE(<PyObject*>self.names) - 1
         cdef Py_ssize_t position = last
         cdef PyObject* key
@@ -290,7 +296,7 @@ cdef inline bint is_same(PyObject* found, object remembered):
     )
 
 
-# That of the class that is enabled.
+# Of the class that is enabled. A vectorcall function has no state of its own.
 cdef _Construction _construction = None
 
 
@@ -300,7 +306,7 @@ def enable(cls):
     Its subclasses are called as before.
 
     Args:
-        cls (type): A class with no `unsupported_reason`.
+        cls (type): A class for which `unsupported_reason` returns None.
     """
     global _construction
     _construction = _Construction(cls)
@@ -308,7 +314,11 @@ def enable(cls):
 
 
 def disable(cls):
-    """Undoes `enable`."""
+    """Undoes `enable`.
+
+    Args:
+        cls (type): The class.
+    """
     global _construction
     (<PyTypeObject*>cls).tp_vectorcall = NULL
     _construction = None
@@ -323,7 +333,7 @@ cdef object _construct(
     cdef dict namespace
     if keywords != NULL:
         count = PyTuple_GET_SIZE(keywords)
-        # All by keyword, as trainers call it.
+        # Trainers pass all arguments by keyword.
         if (
             positional == 0
             and construction is not None
@@ -336,8 +346,8 @@ cdef object _construct(
         ):
             namespace = PyDict_Copy(construction.namespace)
             for index in range(count):
-                # Setting one takes 185 instructions.
-                if args[index] != construction.keyword_values[index]:
+                # Setting a value takes 200 instructions.
+                if args[index] != construction.keyword_defaults[index]:
                     PyDict_SetItem(
                         namespace,
                         <object>PyTuple_GET_ITEM(keywords, index),
@@ -361,29 +371,30 @@ cdef inline object _instance(object cls, dict namespace):
     if PY_VERSION_HEX < 0x030D0000:
         PyObject_GenericSetDict(instance, namespace, NULL)
     else:
-        # With that, CPython 3.13 goes on reading attributes from where they
-        # were before.
+        # After PyObject_GenericSetDict, CPython 3.13 would still read the
+        # attributes from the instance itself.
         instance.__dict__ = namespace
     return instance
 
 
 def copying(cls, original):
-    """Makes a quick `copy_with_updates` for a class that can be enabled.
+    """Makes a quick `copy_with_updates` for a class.
 
     Args:
-        cls (type): The class.
-        original (Callable): That of the class. It goes on to be called for
-            subclasses, for instances with attributes that are no fields, and
-            while the class is not enabled.
+        cls (type): A class for which `unsupported_reason` returns None.
+        original (Callable): The `copy_with_updates` of the class. It is still
+            called for subclasses, for instances with attributes that are not
+            fields, and while the class is not enabled.
 
     Returns:
         Callable: The method.
     """
-    # The fields that a batch processor sets on every step are named: as keys
-    # of a dictionary they would take 90 of 280 ns. No other names may be: what
-    # is not a field can raise, and the first that is given has to.
+    # The fields that a batch processor sets on every step are parameters: as
+    # keys of a dictionary they would take 90 of 280 ns. A name that is not a
+    # field must not be a parameter: where several names raise, the first one
+    # given decides the error, and the order is only known in `kwargs`.
 
-    def of_old(
+    def with_loss(
         self,
         *,
         batch=_MISSING,
@@ -403,8 +414,12 @@ def copying(cls, original):
             return original(self, **kwargs)
         return _updated(type(self), namespace, kwargs)
 
-    def of_new(
-        self, *, batch=_MISSING, model_outputs=_MISSING, **kwargs
+    def without_loss(
+        self,
+        *,
+        batch=_MISSING,
+        model_outputs=_MISSING,
+        **kwargs,
     ):
         cdef dict namespace = _copied(self)
         cdef dict updates = kwargs if namespace is None else namespace
@@ -416,7 +431,7 @@ def copying(cls, original):
             return original(self, **kwargs)
         return _updated(type(self), namespace, kwargs)
 
-    def of_any(self, **kwargs):
+    def of_any_fields(self, **kwargs):
         cdef dict namespace = _copied(self)
         if namespace is None:
             return original(self, **kwargs)
@@ -424,16 +439,16 @@ def copying(cls, original):
 
     names = {field.name for field in dataclasses.fields(cls)}
     if not names >= {"batch", "model_outputs"}:
-        method = of_any
+        method = of_any_fields
     elif "reduce_loss" in names:
-        method = of_old
+        method = with_loss
     else:
-        method = of_new
+        method = without_loss
     return update_wrapper(method, original)
 
 
 cdef inline dict _copied(object self):
-    """The dictionary of a copy, None if `original` has to make the copy."""
+    """The dictionary for a copy, None if `original` has to make the copy."""
     cdef _Construction construction = _construction
     cdef dict namespace
     if (
