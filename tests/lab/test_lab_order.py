@@ -1,4 +1,4 @@
-"""That warning for RoboOrchardLab's own hooks, in place, and in mixtures of both."""
+"""The warning of a wrong order for RoboOrchardLab's own hooks, in place."""
 
 import inspect
 
