@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import upstream
+import upstream
 from robo_orchard_fasthooks import _fast_dataclass
 from robo_orchard_fasthooks._fast_dataclass import unsupported_reason
 
