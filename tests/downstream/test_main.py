@@ -165,7 +165,7 @@ def by_python(folder: Path, *command: str) -> Ended:
         input="piped",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     return Ended(done.returncode, done.stdout, done.stderr).about(folder)
 

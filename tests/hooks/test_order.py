@@ -1,4 +1,4 @@
-"""F8: the warning that an OptimizerHook stepped before clipping."""
+"""The warning that an OptimizerHook stepped before clipping."""
 
 import gc
 import inspect
@@ -16,6 +16,8 @@ from accelerate.utils import DistributedType
 import robo_orchard_fasthooks as ours
 import upstream
 from robo_orchard_fasthooks import HookContext, HookProfiler
+
+pytestmark = pytest.mark.contract("F8")
 
 OPTIMIZER_HOOKS = {
     "ours": ours.OptimizerHookConfig,

@@ -1,4 +1,4 @@
-"""F8 in RoboOrchardLab's own hooks, in place, and in mixtures of both."""
+"""The warning of a wrong order for RoboOrchardLab's own hooks, in place."""
 
 import inspect
 
@@ -9,6 +9,8 @@ from accelerate import Accelerator
 import robo_orchard_fasthooks as ours
 import upstream
 from robo_orchard_fasthooks import lab
+
+pytestmark = pytest.mark.contract("F8")
 
 FAMILIES = {
     "ours": (
