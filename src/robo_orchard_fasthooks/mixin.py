@@ -196,7 +196,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
             (find_channel(self, name), theirs)
             for name, theirs in hooks.hooks.items()
         ]
-        # All that can be refused is refused before anything is added.
+        # Everything is checked before anything is registered.
         for mine, theirs in pairs:
             check_merge(mine, theirs)
         for mine, theirs in pairs:
