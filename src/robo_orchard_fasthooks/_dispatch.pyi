@@ -193,9 +193,9 @@ def check_merge(
     """Raises the error that merging two channels would raise, if any.
 
     Args:
-        channel (HookContextChannel): The channel to register hooks on, of this
-            package or of robo_orchard_core.
-        other (HookContextChannel): The channel that has these hooks.
+        channel (HookContextChannel): The channel to register the hooks on, of
+            this package, of robo_orchard_core, or like one of theirs.
+        other (HookContextChannel): The channel that has the hooks.
 
     Raises:
         ValueError: The channels have different names.
