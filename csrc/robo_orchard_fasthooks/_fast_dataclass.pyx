@@ -107,8 +107,8 @@ cdef object _unsupported_class(cls, names):
     for name in names:
         for base in cls.__mro__:
             if name in vars(base):
-                descriptor = type(vars(base)[name])
-                if hasattr(descriptor, "__set__"):
+                kind = type(vars(base)[name])
+                if hasattr(kind, "__set__") or hasattr(kind, "__delete__"):
                     return f"its {name} is not a plain field"
                 break
     if not cls.__dictoffset__:
