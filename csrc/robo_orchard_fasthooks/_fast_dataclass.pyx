@@ -98,7 +98,7 @@ def unsupported_reason(cls):
 
 
 cdef object _unsupported_class(cls, names):
-    """Says why attributes are not simply set in `__dict__`, if they are not."""
+    """Says why attributes are not just set in `__dict__`, if they are not."""
     if (<PyTypeObject*>cls).tp_new != (<PyTypeObject*>object).tp_new:
         return "it has a __new__"
     for name in ("__setattr__", "__getattribute__"):
@@ -107,8 +107,8 @@ cdef object _unsupported_class(cls, names):
     for name in names:
         for base in cls.__mro__:
             if name in vars(base):
-                descriptor = type(vars(base)[name])
-                if hasattr(descriptor, "__set__"):
+                kind = type(vars(base)[name])
+                if hasattr(kind, "__set__") or hasattr(kind, "__delete__"):
                     return f"its {name} is not a plain field"
                 break
     if not cls.__dictoffset__:
@@ -190,7 +190,7 @@ cdef class _Construction:
     cdef Py_ssize_t required
     # The version tag of the class when it was last checked and found to be
     # unchanged, else -1. CPython invalidates the tag whenever an attribute of
-    # the class or of a base is set, and never gives it out again. Comparing it
+    # the class or of a base is set, and then assigns another one. Comparing it
     # takes the place of all checks; the lookup of `__init__` alone would take
     # 140 instructions.
     cdef long long version
@@ -248,7 +248,7 @@ cdef class _Construction:
             self.version = (<PyTypeObject*>self.cls).tp_version_tag
         return True
 
-    cdef bint learn(self, PyObject* keywords) except -1:
+    cdef bint remember(self, PyObject* keywords) except -1:
         """Finds the defaults of these keywords.
 
         False if one is not a field or a field that has no default is missing.
