@@ -1,9 +1,12 @@
 """The extension modules and the switches of their build."""
 
 import os
+import runpy
 import shutil
 import sysconfig
+from pathlib import Path
 
+from Cython import Tempita
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -16,6 +19,17 @@ DEBUG = os.environ.get("ROBO_ORCHARD_FASTHOOKS_DEBUG") == "1"
 # large; it is left out here because CFLAGS in the environment would replace
 # the flags that Python was compiled with, -O3 among them.
 COMPILE_ARGS = ["-falign-functions=64", *([] if DEBUG else ["-g0"])]
+
+
+SOURCE = Path("csrc/robo_orchard_fasthooks")
+
+
+def generate():
+    """Writes the modules that repeat the fields of PipelineHookArgs."""
+    namespace = runpy.run_path(str(SOURCE / "fields.py"))
+    for template in SOURCE.glob("*.in"):
+        text = Tempita.sub(template.read_text(), **namespace)
+        template.with_suffix("").write_text(text)
 
 
 class BuildExt(build_ext):
@@ -42,6 +56,7 @@ class BuildExt(build_ext):
         super().build_extensions()
 
 
+generate()
 setup(
     cmdclass={"build_ext": BuildExt},
     ext_modules=cythonize(

@@ -1,19 +1,37 @@
-"""Fixtures that several folders use."""
+"""Fixtures that the tests in several folders use."""
+
+import os
 
 import pytest
 
 from helpers.implementations import IMPLEMENTATIONS, UPSTREAM
 from robo_orchard_fasthooks import HookContext
 
+# 0.5 says so whenever one is made.
+COMPATIBILITY = [
+    pytest.mark.filterwarnings("ignore:GradientClippingHook is kept"),
+    pytest.mark.filterwarnings("ignore:OptimizerHook does nothing"),
+]
+
 
 def pytest_generate_tests(metafunc):
-    """Runs a test on each implementation."""
+    """Runs each test on the implementations that it is meant for."""
     marker = metafunc.definition.get_closest_marker("also_on")
-    more = marker.args if marker else ()
+    more = [
+        pytest.param(name, marks=COMPATIBILITY if "0.5" in name else ())
+        for name in (marker.args if marker else ())
+    ]
     if "lib" in metafunc.fixturenames:
         metafunc.parametrize("lib", ["upstream", "ours", *more], indirect=True)
     elif "ours" in metafunc.fixturenames and more:
         metafunc.parametrize("ours", ["ours", *more], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """The temporary folder that all processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture
@@ -25,7 +43,7 @@ def lib(request):
 
 @pytest.fixture
 def ours(request):
-    """This package, and what the marker `also_on` names."""
+    """This package, and the implementations that `also_on` names."""
     with IMPLEMENTATIONS[getattr(request, "param", "ours")]() as found:
         yield found
 
@@ -38,7 +56,7 @@ def theirs():
 
 @pytest.fixture
 def log():
-    """What ran, in order."""
+    """The names of the callbacks that ran, in order."""
     return []
 
 

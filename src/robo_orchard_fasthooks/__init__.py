@@ -1,6 +1,14 @@
-"""Compiled training-loop hooks, a drop-in for RoboOrchardLab's."""
+"""Compiled training-loop hooks and gradient clipping for PyTorch.
 
-from .clip import clip_grad_norm_, clip_grad_value_
+A drop-in replacement for the hooks of RoboOrchardLab.
+"""
+
+from .clip import (
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+    get_total_norm,
+)
 from .grad_clip import GradientClippingHook, GradientClippingHookConfig
 from .mixin import (
     ClassType,
@@ -35,4 +43,6 @@ __all__ = [
     "RemoveableHandle",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "clip_grads_with_norm_",
+    "get_total_norm",
 ]

@@ -1,4 +1,4 @@
-"""The commands of `python -m robo_orchard_fasthooks`."""
+"""The command line of `python -m robo_orchard_fasthooks`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from robo_orchard_fasthooks import lab
 
 
 def main() -> None:
-    """Runs the command that `sys.argv` gives."""
+    """Runs the command given in `sys.argv`."""
     parser = argparse.ArgumentParser(
         prog="python -m robo_orchard_fasthooks",
         description="Accelerates an installed RoboOrchardLab.",
@@ -28,16 +28,20 @@ def main() -> None:
     run = commands.add_parser(
         "run",
         help="run a program with RoboOrchardLab accelerated",
-        description="Runs a program as python runs it, with RoboOrchardLab "
+        description="Runs a program as `python` does, with RoboOrchardLab "
         "accelerated. RoboOrchardLab is imported before the program starts.",
     )
-    run.add_argument("-m", action="store_true", help="it is a module")
+    run.add_argument(
+        "-m", action="store_true", help="run a module, not a script"
+    )
     run.add_argument(
         "program",
-        nargs=argparse.PARSER,  # Unlike REMAINDER, it keeps a first "--".
-        help="a script, or a module's name, and its arguments",
+        nargs=argparse.PARSER,  # Unlike REMAINDER, keeps a leading "--".
+        help="the script or the name of the module, and its arguments",
     )
-    commands.add_parser("info", help="show what a bug report should say")
+    commands.add_parser(
+        "info", help="show the versions to give in a bug report"
+    )
     options = parser.parse_args()
     if options.command == "info":
         info()
@@ -61,18 +65,18 @@ def main() -> None:
 
 
 def info() -> None:
-    """Prints versions, extension, CUDA and what `install` replaces."""
+    """Prints the versions, the GPUs and what `lab.install` replaces."""
     try:
         with lab.install(verbose=True):
             pass
-    except Exception as error:  # Also of what importing it runs.
+    except Exception as error:  # Importing it may raise any exception.
         print(lab.status())
         print(f"  {type(error).__name__}: {error}")
     for package in ("robo_orchard_core", "accelerate", "torch"):
         try:
             print(package, version(package))
         except PackageNotFoundError:
-            print(package, "of no known version")
+            print(package, "of an unknown version")
     devices = range(torch.cuda.device_count())
     names = ", ".join(map(torch.cuda.get_device_name, devices))
     print(f"CUDA {torch.version.cuda or 'not built in'}: {names or 'no GPU'}")
@@ -82,7 +86,7 @@ def info() -> None:
 
 def _compile(path: str) -> CodeType | None:
     if get_importer(path) is not None:
-        return None  # A folder or an archive, with a __main__.py.
+        return None  # A directory or an archive that has a __main__.py.
     loader = _loader(path)
     if isinstance(loader, SourcelessFileLoader):
         return loader.get_code("__main__")
@@ -91,14 +95,14 @@ def _compile(path: str) -> CodeType | None:
 
 def _loader(path: str) -> SourceFileLoader | SourcelessFileLoader:
     kind = SourcelessFileLoader if path.endswith(".pyc") else SourceFileLoader
-    # As `python` makes a path absolute: what is in it, as `..`, stays.
+    # `python` makes a path absolute like this, without resolving `..`.
     return kind("__main__", os.path.join(os.getcwd(), path))
 
 
 def _run_script(path: str, code: CodeType | None) -> None:
-    safe = getattr(sys.flags, "safe_path", False)  # From 3.11 on.
+    safe = getattr(sys.flags, "safe_path", False)  # New in Python 3.11.
     if not safe:
-        del sys.path[0]  # The folder of `python -m`.
+        del sys.path[0]  # Added by `python -m`.
     if code is None:
         sys.path.insert(0, os.path.abspath(path))
         _run_main_of("__main__")
@@ -114,16 +118,18 @@ def _run_script(path: str, code: CodeType | None) -> None:
 def _run_main_of(module: str) -> None:
     _new_main()
     if module != "__main__":
-        sys.argv[0] = "-m"  # Until it is found.
-    # What `python -m` itself calls. The public run_module would take __main__
-    # away again before the functions given to atexit run, or pickle.
+        sys.argv[0] = "-m"  # Until runpy has found the module.
+    # `python -m` calls this too. The public run_module restores the previous
+    # __main__ before the functions registered with atexit run, and they may
+    # need it, to pickle for example.
     run = runpy._run_module_as_main  # type: ignore[attr-defined]
     run(module, alter_argv=module != "__main__")
 
 
 def _new_main() -> ModuleType:
     module = sys.modules["__main__"] = ModuleType("__main__")
-    # multiprocessing's other name of it, by which spawned processes pickle.
+    # The name of the same module in processes that multiprocessing spawned,
+    # under which they pickle its members.
     if "__mp_main__" in sys.modules:
         sys.modules["__mp_main__"] = module
     vars(module).update(

@@ -1,4 +1,8 @@
-"""Gradient clipping with the signatures and the bits of torch.nn.utils."""
+"""Gradient clipping with the signatures and the bits of torch.nn.utils.
+
+What is planned for gradients is kept between calls and checked at each one.
+It holds no parameter and no gradient.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +11,57 @@ from collections.abc import Iterable
 from functools import lru_cache
 from threading import get_ident
 from types import GeneratorType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from robo_orchard_fasthooks._clipping import torch_functions
 from robo_orchard_fasthooks._clipping.algorithm import (
-    clip_by_norm,
     clip_by_value,
-    gradients_of,
+    scale_to_norm_,
 )
-from robo_orchard_fasthooks._clipping.gradients import Gradients
+from robo_orchard_fasthooks._clipping.gradients import full
+from robo_orchard_fasthooks._clipping.kinds import kind_of
 from robo_orchard_fasthooks._clipping.local import LocalGradients
+from robo_orchard_fasthooks._clipping.norms import (
+    norm_given,
+    norm_of_gradients,
+    norm_of_tensors,
+)
 
-__all__ = ["clip_grad_norm_", "clip_grad_value_"]
+if TYPE_CHECKING:
+    from robo_orchard_fasthooks._clipping.dtensor import DTensorGradients
+
+__all__ = [
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_grads_with_norm_",
+    "get_total_norm",
+]
+
+_Tensors = Tensor | Iterable[Tensor]
 
 
 def clip_grad_norm_(
-    parameters: Tensor | Iterable[Tensor],
+    parameters: _Tensors,
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
 ) -> Tensor:
-    """Scales gradients so that their norm is at most `max_norm`.
+    """Scales gradients so that their norm is at most `max_norm`, in place.
 
-    They are multiplied by `min(1, max_norm / (total_norm + 1e-6))`, in place:
-    a drop-in for torch.nn.utils.clip_grad_norm_, which has the formula. On
-    CUDA nothing waits for the device, unless `error_if_nonfinite` is set.
+    They are multiplied by `min(1, max_norm / (total_norm + 1e-6))`. A drop-in
+    for torch.nn.utils.clip_grad_norm_, which has the formula. On CUDA nothing
+    waits for the device, unless `error_if_nonfinite` is set.
 
     Args:
-        parameters (Tensor | Iterable[Tensor]): Those whose gradients are
-            clipped: plain tensors or DTensors of any floating or complex
-            dtype. One that is there twice counts, and is scaled, twice. With
-            DTensors, every rank has to call this with the same parameters.
+        parameters (Tensor | Iterable[Tensor]): The parameters whose gradients
+            are clipped: plain tensors or DTensors of any floating or complex
+            dtype, of any device meshes and placements. A parameter that is
+            listed twice counts, and is scaled, twice. With DTensors, every
+            rank has to call this with the same parameters.
         max_norm (float): The largest norm.
         norm_type (float): The p of the p-norm, `inf` included.
         error_if_nonfinite (bool): Whether a norm that is NaN or infinite is
@@ -49,12 +71,15 @@ def clip_grad_norm_(
 
     Returns:
         Tensor: The norm of all gradients before clipping, 0-dim, of the
-            promoted dtype of the gradients (a DTensor for those of one mesh).
+            promoted dtype of the gradients. It is a DTensor if all gradients
+            are DTensors of one mesh.
 
     Raises:
-        NotImplementedError: A gradient is sparse, and torch (before 2.14)
-            has no norm of such.
-        RuntimeError: The norm is not finite, and that is an error.
+        NotImplementedError: A gradient is sparse and torch (before 2.14) has
+            no norm of sparse tensors, or it is a DTensor that holds parts of
+            a product. No gradient has changed.
+        RuntimeError: The norm is not finite and `error_if_nonfinite` is set.
+            No gradient has changed.
     """
     if torch.compiler.is_compiling():  # What is kept cannot be traced.
         return torch.nn.utils.clip_grad_norm_(
@@ -68,30 +93,112 @@ def clip_grad_norm_(
             stacklevel=2,
         )
     gradients = _gradients(params)
-    total_norm = clip_by_norm(
-        gradients, params, max_norm, norm_type, error_if_nonfinite, foreach
-    )
-    return gradients.as_torch_returns(total_norm, params)
+    with torch.no_grad():
+        norm = norm_of_gradients(
+            gradients, params, norm_type, error_if_nonfinite, foreach
+        )
+        scale_to_norm_(gradients, params, norm, max_norm, foreach)
+        return norm.as_torch_returns()
+
+
+def get_total_norm(
+    tensors: _Tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Computes the norm of tensors as if they were one vector.
+
+    A drop-in for torch.nn.utils.get_total_norm, which torch has from 2.6 on:
+    the first half of `clip_grad_norm_`.
+
+    Args:
+        tensors (Tensor | Iterable[Tensor]): The tensors, usually gradients:
+            plain ones or DTensors, as in `clip_grad_norm_`. With DTensors,
+            every rank has to call this with the same tensors.
+        norm_type (float): The p of the p-norm, `inf` included.
+        error_if_nonfinite (bool): Whether a norm that is NaN or infinite is
+            an error.
+        foreach (bool | None): As in `clip_grad_norm_`.
+
+    Returns:
+        Tensor: The norm, as `clip_grad_norm_` returns it.
+
+    Raises:
+        NotImplementedError: A tensor is sparse and torch (before 2.14) has no
+            norm of sparse tensors, or it is a DTensor that holds parts of a
+            product.
+        RuntimeError: The norm is not finite and `error_if_nonfinite` is set.
+    """
+    if torch.compiler.is_compiling():
+        return torch_functions.get_total_norm(
+            tensors, norm_type, error_if_nonfinite, foreach
+        )
+    found = _listed(tensors)
+    with torch.no_grad():
+        return norm_of_tensors(
+            _gradients(found), found, norm_type, error_if_nonfinite, foreach
+        )
+
+
+def clip_grads_with_norm_(
+    parameters: _Tensors,
+    max_norm: float,
+    total_norm: Tensor,
+    foreach: bool | None = None,
+) -> None:
+    """Scales gradients whose norm is known, in place.
+
+    They are multiplied by `min(1, max_norm / (total_norm + 1e-6))`. A drop-in
+    for torch.nn.utils.clip_grads_with_norm_, which torch has from 2.6 on: the
+    second half of `clip_grad_norm_`.
+
+    Args:
+        parameters (Tensor | Iterable[Tensor]): The parameters whose gradients
+            are scaled, as in `clip_grad_norm_`.
+        max_norm (float): The largest norm.
+        total_norm (Tensor): The norm, 0-dim, on any device: a plain tensor
+            that is the same on every rank, or a DTensor, with which every
+            rank has to call this.
+        foreach (bool | None): As in `clip_grad_norm_`.
+
+    Raises:
+        NotImplementedError: A gradient is a DTensor that holds parts of a
+            product, or its elements share memory. No gradient has changed.
+    """
+    if torch.compiler.is_compiling():
+        torch_functions.clip_grads_with_norm_(
+            parameters, max_norm, total_norm, foreach
+        )
+        return
+    params = _listed(parameters)
+    gradients = _gradients(params)
+    with torch.no_grad():
+        norm = norm_given(gradients, params, full(total_norm), foreach)
+        scale_to_norm_(gradients, params, norm, max_norm, foreach)
 
 
 def clip_grad_value_(
-    parameters: Tensor | Iterable[Tensor],
+    parameters: _Tensors,
     clip_value: float,
     foreach: bool | None = None,
 ) -> None:
     """Clamps each element of gradients to [-clip_value, clip_value], in place.
 
-    A drop-in for torch.nn.utils.clip_grad_value_; gradients that are sharded
-    are clamped shard by shard, without communication.
+    A drop-in for torch.nn.utils.clip_grad_value_. DTensors are clamped shard
+    by shard, without communication; but those that hold parts of a sum, which
+    torch refuses, are summed first, for which every rank has to call this.
 
     Args:
-        parameters (Tensor | Iterable[Tensor]): Those whose gradients are
-            clipped: plain tensors or DTensors of any floating dtype.
+        parameters (Tensor | Iterable[Tensor]): The parameters whose gradients
+            are clipped: plain tensors or DTensors of any floating dtype.
         clip_value (float): The largest absolute value.
         foreach (bool | None): As in `clip_grad_norm_`.
 
     Raises:
-        NotImplementedError: A gradient is sparse or complex.
+        NotImplementedError: A gradient is sparse or complex, its elements
+            share memory, or it is a DTensor that holds parts of a product. No
+            gradient has changed.
     """
     if torch.compiler.is_compiling():
         torch.nn.utils.clip_grad_value_(parameters, clip_value, foreach)
@@ -100,20 +207,21 @@ def clip_grad_value_(
     clip_by_value(_gradients(params), params, clip_value, foreach)
 
 
-def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    if isinstance(parameters, Tensor):
-        return [parameters]
-    return list(parameters)
+def _listed(tensors: _Tensors) -> list[Tensor]:
+    if isinstance(tensors, Tensor):
+        return [tensors]
+    return list(tensors)
 
 
-def _gradients(params: list[Tensor]) -> Gradients:
-    gradients = gradients_of(params)
-    if type(gradients) is LocalGradients:
-        return _kept(len(params), get_ident())
-    return gradients
+def _gradients(tensors: list[Tensor]) -> LocalGradients | DTensorGradients:
+    return _kept(kind_of(tensors), len(tensors), get_ident())
 
 
 @lru_cache(maxsize=16)
-def _kept(count: int, thread: int) -> LocalGradients:
-    """What is kept between calls, of parameters that are likely alike."""
-    return LocalGradients()
+def _kept(
+    kind: type[LocalGradients] | type[DTensorGradients],
+    count: int,
+    thread: int,
+) -> LocalGradients | DTensorGradients:
+    """What is kept between calls, for tensors that are likely alike."""
+    return kind()

@@ -1,10 +1,8 @@
-"""Hooks around the pieces of a training loop."""
+"""Hooks that run around the parts of a training loop."""
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from textwrap import indent
 from typing import (
     TYPE_CHECKING,
@@ -17,26 +15,25 @@ from typing import (
     get_args,
     runtime_checkable,
 )
-from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
-from robo_orchard_core.utils.config import (
-    ClassConfig,
-    ClassInitFromConfigMixin,
-    ClassType,
-)
-from robo_orchard_core.utils.hook import HookContext
 
 from robo_orchard_fasthooks import _args, _dispatch
 from robo_orchard_fasthooks._args import PipelineHookArgs
+from robo_orchard_fasthooks._core import (
+    ClassConfig,
+    ClassInitFromConfigMixin,
+    ClassType,
+    HookContext,
+)
 from robo_orchard_fasthooks._describe import describe
 from robo_orchard_fasthooks._dispatch import (
     HookContextChannel,
     RemoveableHandle,
-    check_hook,
+    check_merge,
     find_channel,
 )
 
@@ -61,30 +58,30 @@ __all__ = [
 
 @runtime_checkable
 class ModelOutput(Protocol):
-    """What a model may return: values by key."""
+    """The output of a model: a mapping from keys to values."""
 
     def __getitem__(self, key: str) -> Any: ...
 
     def keys(self) -> Iterable[Any]:
-        """The keys."""
+        """Returns the keys."""
 
     def items(self) -> Iterable[tuple[Any, Any]]:
-        """The keys with their values."""
+        """Returns pairs of a key and its value."""
 
     def values(self) -> Iterable[Any]:
-        """The values."""
+        """Returns the values."""
 
 
 @runtime_checkable
 class ModelOutputHasLossKeys(ModelOutput, Protocol):
-    """A model output that says which of its values are losses."""
+    """A model output that names the values that are losses."""
 
     def loss_keys(self) -> Iterable[str]:
-        """The keys of the losses."""
+        """Returns the keys of the losses."""
 
 
-# Where typing.get_type_hints looks up the annotations of PipelineHookArgs,
-# which is compiled without torch.
+# typing.get_type_hints resolves the annotations of PipelineHookArgs in the
+# module that defines it, which must not import torch itself.
 vars(_args).update(
     Accelerator=Accelerator,
     AcceleratedOptimizer=AcceleratedOptimizer,
@@ -104,14 +101,14 @@ PipelineHookChanelType: TypeAlias = Literal[
     "on_model_forward",
     "on_model_backward",
 ]
-"""The pieces of a training loop that hooks can run around, outermost first."""
+"""The parts of a training loop that hooks can run around, outermost first."""
 
 
 if TYPE_CHECKING:
     _F = TypeVar("_F", bound=Callable[..., Any])
 
     class _Scope(Protocol):
-        """A context manager that decorates too, as @contextmanager's do."""
+        """What a function with @contextmanager returns, as a protocol."""
 
         def __enter__(self) -> PipelineHookArgs: ...
         def __exit__(
@@ -122,17 +119,33 @@ if TYPE_CHECKING:
         ) -> bool | None: ...
         def __call__(self, function: _F, /) -> _F: ...
 
+    # RoboOrchardLab's hooks and configs, which are accepted too, are not
+    # subclasses of this package's.
+    class _HooksLike(Protocol):
+        """PipelineHooks of this package or of RoboOrchardLab."""
+
+        @property
+        def hooks(self) -> Mapping[Any, Any]: ...
+        def register_pipeline_hooks(self, hooks: Any) -> Any: ...
+
+    class _HooksConfigLike(Protocol):
+        """PipelineHooksConfig of this package or of RoboOrchardLab."""
+
+        @property
+        def class_type(self) -> type[_HooksLike]: ...
+        def __call__(self) -> _HooksLike: ...
+
 
 class PipelineHooks(ClassInitFromConfigMixin):
-    """The hooks of a training loop, in one channel for each piece of it.
+    """The hooks of a training loop, in one channel for each part of the loop.
 
     Args:
-        cfg (PipelineHooksConfig | None): The config that makes these hooks.
-            Subclasses read their settings from it.
+        cfg (PipelineHooksConfig | None): The config that these hooks are made
+            from. Subclasses read their settings from it.
     """
 
     hooks: dict[PipelineHookChanelType, HookContextChannel[PipelineHookArgs]]
-    """The channels by name: a plain dict, whose channels may be replaced."""
+    """The channels by name. A channel in this dict may be replaced."""
 
     def __init__(self, cfg: PipelineHooksConfig[Any] | None = None):
         self.hooks = {
@@ -145,7 +158,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
         def begin(
             self, channel: PipelineHookChanelType, arg: PipelineHookArgs
         ) -> _Scope:
-            """Opens a scope."""
+            """Returns a context manager that runs a channel's hooks."""
 
     else:
         begin = _dispatch.begin
@@ -155,40 +168,44 @@ class PipelineHooks(ClassInitFromConfigMixin):
         channel: PipelineHookChanelType,
         hook: HookContext[PipelineHookArgs],
     ) -> RemoveableHandle[Callable[[], None]]:
-        """Adds a hook to a channel, after those that are there.
+        """Registers a hook at the end of a channel.
 
         Args:
-            channel (PipelineHookChanelType): The channel.
-            hook (HookContext): The hook. One that is there already keeps its
-                place.
+            channel (PipelineHookChanelType): The name of the channel.
+            hook (HookContext): The hook. If the channel already contains it,
+                it keeps its position.
 
         Returns:
-            RemoveableHandle: Call it, or its `remove`, to take the hook out.
+            RemoveableHandle: Calling it, calling its `remove` method, or
+                leaving it as a context manager unregisters the hook.
 
         Raises:
-            KeyError: There is no such channel.
-            TypeError: The object has no callable `before` and `after`, or
-                cannot be hashed.
+            KeyError: The channel does not exist.
+            TypeError: `hook` has no callable `before` and `after`, or is not
+                hashable.
         """
-        registered = find_channel(self, channel)
-        _warn_of_late_clipping(registered, (hook,))
-        return registered.register(hook)
+        return find_channel(self, channel).register(hook)
 
     def register_pipeline_hooks(
-        self, hooks: PipelineHooks
+        self, hooks: _HooksLike
     ) -> RemoveableHandle[Callable[[], None]]:
-        """Adds all hooks of another set of hooks, channel by channel.
+        """Registers all hooks of another PipelineHooks, channel by channel.
+
+        If an error is raised, nothing has been registered.
 
         Args:
-            hooks (PipelineHooks): The other hooks.
+            hooks (PipelineHooks): The hooks to register, which may be
+                RoboOrchardLab's.
 
         Returns:
-            RemoveableHandle: Call it, or its `remove`, to take them all out.
+            RemoveableHandle: Calling it, calling its `remove` method, or
+                leaving it as a context manager unregisters all of them.
 
         Raises:
-            KeyError: The other hooks have a channel that these do not have.
-            TypeError: They are no PipelineHooks, or hold what is no hook.
-            ValueError: The names of two channels differ.
+            KeyError: `hooks` has a channel that does not exist here.
+            TypeError: `hooks` is not a PipelineHooks, or one of its channels
+                contains an object that is not a hook.
+            ValueError: Two channels under the same key have different names.
         """
         if isinstance(hooks, type) or not hasattr(hooks, "hooks"):
             raise TypeError(f"Expected PipelineHooks, but got {type(hooks)}")
@@ -196,17 +213,9 @@ class PipelineHooks(ClassInitFromConfigMixin):
             (find_channel(self, name), theirs)
             for name, theirs in hooks.hooks.items()
         ]
-        # All that can be refused is refused before anything is added.
+        # Everything is checked before anything is registered.
         for mine, theirs in pairs:
-            if mine.name != theirs.name:
-                raise ValueError(
-                    f"Cannot register hook channel {theirs.name} "
-                    f"to {mine.name}"
-                )
-            for hook in theirs._context_handlers:
-                check_hook(hook)
-        for mine, theirs in pairs:
-            _warn_of_late_clipping(mine, theirs._context_handlers)
+            check_merge(mine, theirs)
         handles = [
             mine.register_hook_channel(theirs) for mine, theirs in pairs
         ]
@@ -217,13 +226,13 @@ class PipelineHooks(ClassInitFromConfigMixin):
 
         return RemoveableHandle(unregister)
 
-    def __iadd__(self, other: PipelineHooks) -> Self:
-        """Adds all hooks of another set, as `register_pipeline_hooks` does."""
+    def __iadd__(self, other: _HooksLike) -> Self:
+        """Registers all hooks of `other`; see `register_pipeline_hooks`."""
         self.register_pipeline_hooks(other)
         return self
 
     def unregister_all(self) -> None:
-        """Takes all hooks out of all channels."""
+        """Unregisters all hooks from all channels."""
         for channel in self.hooks.values():
             channel.unregister_all()
 
@@ -231,24 +240,26 @@ class PipelineHooks(ClassInitFromConfigMixin):
     def from_hooks(
         cls,
         hooks: (
-            PipelineHooks
-            | PipelineHooksConfig[Any]
-            | Iterable[PipelineHooks | PipelineHooksConfig[Any]]
+            _HooksLike
+            | _HooksConfigLike
+            | Iterable[_HooksLike | _HooksConfigLike]
             | None
         ),
     ) -> Self:
-        """Makes one set of hooks out of several, in their order.
+        """Combines several PipelineHooks into a new one, in their order.
 
         Args:
             hooks (PipelineHooks | PipelineHooksConfig | Iterable | None):
-                Hooks, configs that make hooks, or any iterable of them. Those
-                of RoboOrchardLab are taken too.
+                Hooks, a config of hooks, or an iterable of hooks and configs,
+                which may be RoboOrchardLab's. None gives hooks without any
+                callback.
 
         Returns:
-            PipelineHooks: The new set.
+            PipelineHooks: The new hooks, an instance of this class.
 
         Raises:
-            TypeError: Something is neither hooks nor a config of hooks.
+            TypeError: An object is neither a PipelineHooks nor a
+                PipelineHooksConfig.
         """
         if hooks is None:
             return cls()
@@ -269,8 +280,9 @@ class PipelineHooks(ClassInitFromConfigMixin):
         """Lists the hooks in the order in which they run.
 
         Returns:
-            str: Each channel that has hooks; under it each hook with its
-                position; under that its callbacks with file and line.
+            str: One line for each channel that has hooks. Below it is one
+                line for each hook, with its position, and below that one line
+                for each of its callbacks, with its file and line number.
         """
         return describe(self.hooks)
 
@@ -291,11 +303,12 @@ PipelineHooksType_co = TypeVar(
 
 
 class PipelineHooksConfig(ClassConfig[PipelineHooksType_co]):
-    """What makes hooks: `cfg()` returns `cfg.class_type(cfg)`."""
+    """The config of a PipelineHooks: `cfg()` returns `cfg.class_type(cfg)`."""
 
 
 def _is_pipeline_hooks(given: Any) -> bool:
-    # By method, not by class: RoboOrchardLab's hooks are as good, and proxies.
+    # By method, not by class, so that RoboOrchardLab's hooks and proxies of
+    # hooks are accepted.
     return not isinstance(given, type) and hasattr(
         given, "register_pipeline_hooks"
     )
@@ -304,7 +317,8 @@ def _is_pipeline_hooks(given: Any) -> bool:
 def _make_hooks(given: Any) -> Any:
     if isinstance(given, ClassConfig):
         makes = given.class_type
-        # A class is checked before it is called; a factory cannot be.
+        # A class is checked before it is called, which is not possible for a
+        # factory function.
         if not isinstance(makes, type) or hasattr(
             makes, "register_pipeline_hooks"
         ):
@@ -314,54 +328,3 @@ def _make_hooks(given: Any) -> Any:
     raise TypeError(
         f"Expected PipelineHooks or PipelineHooksConfig, but got {type(given)}"
     )
-
-
-_warned_of: WeakSet[HookContext] = WeakSet()
-
-
-def _warn_of_late_clipping(channel: Any, added: Iterable[Any]) -> None:
-    """Warns if a hook to add clips gradients after another has stepped."""
-    for hook in added:
-        if _runs(hook, "GradientClippingHook"):
-            break
-    else:
-        return
-    hooks = list(dict.fromkeys((*channel._context_handlers, *added)))
-    stepping = [_runs(hook, "OptimizerHook") for hook in hooks]
-    if True not in stepping:
-        return
-    first = stepping.index(True)
-    for position in range(max(first, len(channel)), len(hooks)):
-        hook = hooks[position]
-        if _runs(hook, "GradientClippingHook") and hook not in _warned_of:
-            warnings.warn(
-                f"GradientClippingHook is at position {position} of "
-                f"{channel.name!r}, after OptimizerHook at position {first}: "
-                "the optimizer steps on unclipped gradients. Register "
-                "GradientClippingHook first (with HookBasedTrainer: pass it "
-                "as grad_clip=)",
-                stacklevel=_caller(),
-            )
-            _warned_of.add(hook)
-
-
-def _runs(hook: Any, name: str) -> bool:
-    """Whether a hook calls a method of a class of that name, whoever's."""
-    owner = getattr(getattr(hook, "_after", None), "__self__", hook)
-    for cls in type(owner).__mro__:
-        if cls.__name__ == name:
-            return True
-    return False
-
-
-def _caller() -> int:
-    """The `stacklevel`, for warnings.warn, of the code that called us.
-
-    RoboOrchardLab's own is not it: with `lab.install` it calls ours.
-    """
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and str(frame.f_globals.get("__name__")).startswith(
-        (__name__, "robo_orchard_lab.")
-    ):
-        frame, level = frame.f_back, level + 1
-    return level

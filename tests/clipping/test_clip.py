@@ -37,10 +37,12 @@ from helpers.gradients import (
     same_bits,
     storages,
 )
-from robo_orchard_fasthooks._clipping.local import LocalGradients
-from robo_orchard_fasthooks.clip import (
+from robo_orchard_fasthooks._clipping.algorithm import (
     clip_by_norm,
     clip_by_value,
+)
+from robo_orchard_fasthooks._clipping.local import LocalGradients
+from robo_orchard_fasthooks.clip import (
     clip_grad_norm_,
     clip_grad_value_,
 )

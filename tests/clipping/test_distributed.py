@@ -1,10 +1,8 @@
-"""Clipping on several ranks, with a loss scaler, and by others than us."""
+"""Clipping with a loss scaler, and where accelerate clips by itself."""
 
 import functools
 import math
-import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -13,40 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from helpers import processes
-
-RANKS = str(Path(__file__).parents[1].joinpath("helpers/clipping_ranks.py"))
-
-
-@pytest.mark.parametrize(
-    ("program", "ranks"),
-    [("ddp", 2), ("fsdp2", 2), ("mixed", 2), ("fsdp1", 2), ("square", 4)],
-)
-def test_on_ranks(program, ranks):
-    out, _ = processes.run(
-        [*processes.TORCHRUN, str(ranks), RANKS, program, str(ranks)]
-    )
-    # Each has run all cases, of which there are some. Gloo may print, too.
-    first, *others = sorted(re.findall("^rank .*", out, re.MULTILINE))
-    assert re.fullmatch(rf"rank 0 of {ranks}: [1-9]\d* cases", first)
-    assert others == [
-        first.replace("rank 0", f"rank {rank}") for rank in range(1, ranks)
-    ]
-
-
-class FP16(Accelerator):
-    """Stands in for mixed_precision="fp16", which needs a GPU.
-
-    Everything that it does is accelerate's own.
-    """
-
-    mixed_precision = "fp16"
-
-    def __init__(self):
-        super().__init__(cpu=True)
-        self.native_amp = True
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-
+from helpers.fp16 import FP16
 
 GRADIENTS = torch.tensor([3.0, -4.0]), torch.tensor([50.0, 0.0, -120.0])
 
@@ -180,7 +145,7 @@ class TestScaler:
 
 
 def stand_in(kind):
-    """Says it is of that distributed type; its methods are accelerate's."""
+    """Reports that distributed type; its methods are accelerate's own."""
 
     class StandIn(Accelerator):
         distributed_type = kind

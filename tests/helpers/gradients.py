@@ -1,7 +1,7 @@
-"""Lists of parameters with gradients of every kind, made as often as asked.
+"""Lists of parameters with gradients of every kind.
 
-A `Case` describes a list; `build` makes it, the same bits each time, so one
-copy goes to the function under test and one to torch's.
+A `Case` describes such a list and `build` makes it, with the same bits each
+time: one copy for the function under test and one for torch's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LAYOUTS = (
     "parameter",
     "requires grad",
 )
-# On a GPU the threads that write one element twice race.
+# On a GPU, threads that write the same element race.
 CUDA_LAYOUTS = tuple(name for name in LAYOUTS if name != "overlapping")
 SPECIAL = (math.nan, math.inf, -math.inf, -0.0)
 FILLS = (
@@ -51,7 +51,7 @@ CLIP_VALUES = (0, -0.0, 1, 1e-3, 1e-45, 0.1, math.inf, -1.0, math.nan)
 
 @dataclass(frozen=True)
 class Run:
-    """Gradients of one kind."""
+    """A number of gradients of the same kind."""
 
     count: int
     shape: tuple[int, ...] | str
@@ -70,8 +70,9 @@ class Run:
 class Case:
     """A list of parameters.
 
-    Of its parameters, `without` more have no gradient, `shared` have the
-    gradient of another one and `twice` are listed again.
+    `without` parameters without a gradient are added to it, `shared` of its
+    parameters share the gradient of another one, and `twice` of them are
+    listed twice.
     """
 
     runs: tuple[Run, ...]
@@ -83,7 +84,7 @@ class Case:
 
 
 def values(run, count, generator):
-    """As many values as there are, with the special one somewhere."""
+    """`count` values, one of which is special if the run says so."""
     if run.dtype.is_complex:
         parts = replace(run, dtype=run.dtype.to_real())
         pairs = values(parts, 2 * count, generator)
@@ -113,7 +114,7 @@ def values(run, count, generator):
 
 
 def arrange(dense, layout):
-    """A gradient of the values of `dense`, in another place in memory."""
+    """A gradient with the values of `dense` in another memory layout."""
     if layout == "flat":
         return dense
     own = dense.clone()
@@ -126,10 +127,10 @@ def arrange(dense, layout):
         pairs = dense.new_full((*dense.shape, 2), 7)
         pairs.select(-1, 0).copy_(dense)
         return pairs.select(-1, 0)
-    # With more than one element torch refuses to write to it.
+    # torch refuses to write to an expanded tensor of more than one element.
     if layout == "expanded" and dense.numel() == 1:
         return own.view(()).expand(dense.shape)
-    # More elements would be shared out among threads.
+    # torch would split more elements among threads, which race.
     if layout == "overlapping" and 0 < dense.numel() <= 4096:
         return own.view(-1).as_strided(dense.shape, (1,) * dense.dim())
     if layout == "parameter":
@@ -138,7 +139,7 @@ def arrange(dense, layout):
 
 
 def parameter(grad, dtype=None):
-    """A parameter that has the gradient, whose dtype may be another one."""
+    """A parameter with that gradient; its own dtype may be another one."""
     if not hasattr(torch.Tensor, "grad_dtype"):
         dtype = None
     data = torch.zeros((), dtype=dtype or grad.dtype, device=grad.device)
@@ -160,8 +161,8 @@ def build(case, device="cpu"):
     params = []
     for run in case.runs:
         sizes = [math.prod(shape) for shape in run.shapes()]
-        # The first element stays out, so that views begin where no allocator
-        # would let them.
+        # Without the first element, so that the views are not aligned as an
+        # allocator would align them.
         flat = values(run, 1 + sum(sizes), generator).to(device)
         parts = flat[1:].split(sizes)
         params += [
@@ -206,7 +207,7 @@ def runs(draw, dtypes, layouts):
         count,
         shape,
         dtype,
-        # Half in the layout that real gradients have.
+        # Half of them in the layout that real gradients have.
         draw(st.just("own") | st.sampled_from(layouts)),
         draw(st.sampled_from(FILLS[:5]) | st.sampled_from(FILLS)),
         draw(st.none() | st.sampled_from(REAL)) if dtype in REAL else None,
@@ -234,7 +235,7 @@ def has_gradients(case):
 
 @st.composite
 def rounds(draw, dtypes=REAL, layouts=LAYOUTS):
-    """Cases one after another, some of as many gradients as the last one."""
+    """Successive cases, some with as many gradients as the one before."""
     some = cases(dtypes, layouts).filter(has_gradients)
     made = [draw(some)]
     for _ in range(draw(st.integers(1, 3))):
@@ -256,19 +257,22 @@ def rounds(draw, dtypes=REAL, layouts=LAYOUTS):
 
 @dataclass(frozen=True)
 class Bound:
-    """A `max_norm`; with `ulps`, that many from where clipping begins."""
+    """A `max_norm`, as a factor of the norm or in ulps from it.
+
+    Clipping begins at an `ulps` of 0.
+    """
 
     factor: float = 1.0
     ulps: int | None = None
     relative: bool = True
 
     def max_norm(self, params, norm_type):
-        """Of these parameters, whose gradients it scales."""
+        """The bound for these parameters; it may scale their gradients."""
         if not self.relative:
             return self.factor
         try:
             total = torch.nn.utils.clip_grad_norm_(params, math.inf, norm_type)
-        except RuntimeError:  # There is none, which the test will meet.
+        except RuntimeError:  # The test will meet the same error.
             return 1.0
         if self.ulps is None:
             return total.item() * self.factor
@@ -284,7 +288,7 @@ bounds = (
 
 
 def storages(params):
-    """All that the gradients' storages hold, gaps included."""
+    """The gradients' whole storages, the gaps between elements included."""
     found = {}
     for param in params:
         if (grad := param.grad) is not None:
@@ -311,10 +315,10 @@ def form(grad):
 
 
 def as_bytes(tensor):
-    """Signs of zeros show; NaNs are alike.
+    """The bytes of a tensor, in which every NaN is the same.
 
-    When fp16 becomes fp32, torch's scalar and vector code make NaNs of
-    different bits, so those depend on where in a vector a norm is.
+    When fp16 is converted to fp32, torch's scalar and vector code make NaNs
+    with different bits, so the bits depend on a norm's position in a vector.
     """
     plain = tensor.detach().resolve_conj().resolve_neg()
     dense = plain.clone(memory_format=torch.contiguous_format).view(-1)
@@ -339,7 +343,7 @@ def assert_same_gradients(got, expected):
 
 
 def gathered(params):
-    """Their storages, those of one dtype and device in one."""
+    """The bytes of their storages, by dtype and device."""
     found = {}
     for each in storages(params):
         found.setdefault((each.dtype, each.device), []).append(each)
@@ -358,7 +362,7 @@ def first_difference(got, expected):
 
 
 def attempt(function, *args, **kwargs):
-    """What it returns and what it raises."""
+    """Returns the result of a call, or None, and its exception, or None."""
     try:
         return function(*args, **kwargs), None
     except Exception as error:
@@ -368,7 +372,9 @@ def attempt(function, *args, **kwargs):
 def assert_treats_sparse_like(
     function, reference, make, limit, index, **kwargs
 ):
-    """What torch refuses is refused by name; else the bits are torch's.
+    """Asserts that sparse gradients give torch's bits, or an error by name.
+
+    The error is asserted where torch raises one.
 
     Args:
         function: The function under test.
@@ -395,15 +401,18 @@ def assert_treats_sparse_like(
 
 
 def assert_clips_like(function, reference, make, *args, pack=list, **kwargs):
-    """Calls both on a list of their own; returns what ours did.
+    """Asserts that both do the same, each to a list of its own.
 
     Args:
         function: The function under test.
         reference: torch's.
         make: Makes the list of parameters.
         *args: The further arguments.
-        pack: What makes the first argument of the list.
+        pack: Makes the first argument from the list.
         **kwargs: The keyword arguments.
+
+    Returns:
+        The result of the function under test, or None, and its exception.
     """
     ours, theirs = make(), make()
     grads = [param.grad for param in ours]

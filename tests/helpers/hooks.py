@@ -1,10 +1,10 @@
-"""A hook that logs, of the kind that subclasses HookContext."""
+"""Hooks that several tests use."""
 
 from robo_orchard_core.utils.hook import HookContext
 
 
 class Logging(HookContext):
-    """A hook of the kind that subclasses HookContext."""
+    """A hook that logs its callbacks, as a subclass of HookContext."""
 
     def __init__(self, log, name):
         super().__init__(name)

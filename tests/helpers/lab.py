@@ -1,4 +1,4 @@
-"""RoboOrchardLab's own classes, and what a call on them does installed."""
+"""RoboOrchardLab's own classes, with `lab.install()` and without."""
 
 import copy
 import dataclasses
@@ -25,7 +25,7 @@ NAMES = [
     f"{HOOKS}.mixin.PipelineHookArgs.copy_with_updates",
     f"{HOOKS}.grad_clip.GradientClippingHook._gradient_clipping",
 ]
-# Its calls are replaced; the attribute stays.
+# Calls of the class are replaced; this attribute stays as it is.
 CONSTRUCTION = f"{HOOKS}.mixin.PipelineHookArgs.__init__"
 
 
@@ -38,7 +38,7 @@ ORIGINALS = {name: found(name) for name in NAMES}
 
 
 def python_frames(call):
-    """The names of the Python functions that a call runs."""
+    """Returns the names of the Python functions that a call runs."""
     names = []
 
     def profile(frame, event, arg):
@@ -61,7 +61,7 @@ def outcome(call):
 
 
 def assert_same_installed(call):
-    """A call gives the same values, or the same error, with install on."""
+    """Asserts that a call has the same outcome with `lab.install()`."""
     off = outcome(call)
     with lab.install():
         assert outcome(call) == off
@@ -84,7 +84,7 @@ def logging_hook(log, name="a"):
 
 
 def shown(args):
-    """All that can be told of arguments."""
+    """Everything that can be read from a PipelineHookArgs."""
     return (
         type(args),
         list(vars(args).items()),
@@ -97,7 +97,7 @@ def shown(args):
 
 
 class Stepped:
-    """Stands for an optimizer and a scheduler."""
+    """Stands in for an optimizer and for a scheduler."""
 
     def __init__(self):
         self.calls = []
@@ -110,7 +110,7 @@ class Stepped:
 
 
 def train(hooks):
-    """A step with a gradient of norm 5; returns the parameter."""
+    """Takes a step with a gradient of norm 5; returns the parameter."""
     param = torch.nn.Parameter(torch.zeros(2))
     param.grad = torch.tensor([3.0, 4.0])
     args = Args(Accelerator(cpu=True), lr_scheduler=Stepped())
@@ -121,7 +121,7 @@ def train(hooks):
 
 
 class Counting(PipelineHooks):
-    """Made before install, with a `begin` of its own."""
+    """A subclass that existed before `lab.install()` and overrides `begin`."""
 
     def __init__(self):
         super().__init__()

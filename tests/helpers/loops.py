@@ -1,4 +1,4 @@
-"""Work to be counted, which imports nothing."""
+"""Workloads whose instructions are counted; they import nothing."""
 
 
 def loop(length):

@@ -1,9 +1,13 @@
-"""Runs programs in processes of their own, until a deadline."""
+"""Programs that tests run in processes of their own."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
 
 TESTS = str(Path(__file__).parents[1])
 TORCHRUN = (
@@ -12,8 +16,14 @@ TORCHRUN = (
 )
 
 
-def run(command: list[str], cwd: Path | None = None) -> tuple[str, str]:
-    """What a program writes; it has to end well, within two minutes."""
+def run(
+    command: list[str], cwd: Path | None = None, timeout: float = 120
+) -> tuple[str, str]:
+    """Runs a program; returns what it writes to stdout and stderr.
+
+    Raises:
+        AssertionError: The program failed, or was not done in time (seconds).
+    """
     with subprocess.Popen(
         command,
         cwd=cwd,
@@ -27,10 +37,28 @@ def run(command: list[str], cwd: Path | None = None) -> tuple[str, str]:
         text=True,
     ) as process:
         try:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             # Not kill: torchrun has to end its children, which hold the pipes.
             process.terminate()
             raise AssertionError("".join(process.communicate())) from None
     assert process.returncode == 0, out + err
     return out, err
+
+
+def once(folder: Path, fill: Callable[[Path], object]) -> Path:
+    """Creates and fills a folder, in the first process that needs it.
+
+    The folder has to be below the fixture `shared`, which the processes of
+    pytest-xdist have in common.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            try:
+                fill(folder)
+            except BaseException:
+                shutil.rmtree(folder)  # The next test reports the error, too.
+                raise
+    return folder

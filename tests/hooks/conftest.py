@@ -1,3 +1,5 @@
+"""Fixtures of the tests of hooks, on each implementation."""
+
 import pytest
 
 

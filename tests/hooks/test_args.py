@@ -1,4 +1,4 @@
-"""PipelineHookArgs: row K12, and K9 for it."""
+"""PipelineHookArgs: a dataclass to all that look, and its copies."""
 
 import copy
 import dataclasses
@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+
+pytestmark = pytest.mark.contract("K12")
 
 FIELDS = {
     "accelerator": dataclasses.MISSING,
@@ -333,6 +335,7 @@ def _subclass(lib):
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.contract("K9")
 def test_pickle(lib, values, protocol):
     for cls in (lib.PipelineHookArgs, _subclass(lib)):
         args = cls(**values)
@@ -347,11 +350,13 @@ def test_pickle(lib, values, protocol):
 
 
 @pytest.mark.parametrize("protocol", (0, 1))
+@pytest.mark.contract("K9")
 def test_pickle_by_old_protocols(lib, values, protocol):
     args = lib.PipelineHookArgs(**values)
     assert pickle.loads(pickle.dumps(args, protocol)) == args
 
 
+@pytest.mark.contract("K9")
 def test_copy(lib, values):
     args = lib.PipelineHookArgs(**values)
     args.extra = [1]
@@ -361,6 +366,7 @@ def test_copy(lib, values):
     assert vars(args) == {**values, "extra": [1]}
 
 
+@pytest.mark.contract("K9")
 def test_getstate_may_be_overridden(lib):
     class Subclass(lib.PipelineHookArgs):
         def __getstate__(self):
@@ -370,6 +376,7 @@ def test_getstate_may_be_overridden(lib):
     assert copied.batch == 1 and type(copied) is Subclass
 
 
+@pytest.mark.contract("K9")
 def test_getstate_may_return_a_tuple(lib):
     class Subclass(lib.PipelineHookArgs):
         def __getstate__(self):
@@ -378,6 +385,7 @@ def test_getstate_may_return_a_tuple(lib):
     assert copy.copy(Subclass(None, batch=1)).batch == 1
 
 
+@pytest.mark.contract("K9")
 def test_weak_references_and_cycles(lib):
     args = lib.PipelineHookArgs(None)
     reference = weakref.ref(args)
@@ -387,6 +395,7 @@ def test_weak_references_and_cycles(lib):
     assert reference() is None
 
 
+@pytest.mark.contract("K9")
 def test_cooperative_multiple_inheritance(lib):
     class Mixin:
         def __init__(self, *args, **kwargs):

@@ -10,10 +10,12 @@ import pytest
 from robo_orchard_core.utils import hook as core
 
 from helpers.hooks import HookContext, Logging
+from helpers.implementations import INSTALLED
 
-pytestmark = pytest.mark.also_on("installed")
+pytestmark = pytest.mark.also_on(*INSTALLED)
 
 
+@pytest.mark.contract("K4")
 def test_a_hook_is_registered_once(hooks, hook, log, args):
     same = hook("a")
     first = hooks.register_hook("on_step", same)
@@ -28,6 +30,7 @@ def test_a_hook_is_registered_once(hooks, hook, log, args):
     assert len(hooks.hooks["on_step"]) == 1
 
 
+@pytest.mark.contract("K4")
 def test_the_same_hook_is_told_by_equality(channel, log):
     class Equal(Logging):
         def __eq__(self, other):
@@ -44,6 +47,7 @@ def test_the_same_hook_is_told_by_equality(channel, log):
     assert len(channel) == 0
 
 
+@pytest.mark.contract("K4")
 def test_an_unhashable_hook_is_a_type_error(channel, log, hook):
     class Unhashable(Logging):
         __hash__ = None
@@ -54,6 +58,7 @@ def test_an_unhashable_hook_is_a_type_error(channel, log, hook):
     assert len(channel) == 1
 
 
+@pytest.mark.contract("K5")
 def test_a_handle_discards_the_hook_however_often(channel, hook):
     same = hook("a")
     handle = channel.register(same)
@@ -65,6 +70,7 @@ def test_a_handle_discards_the_hook_however_often(channel, hook):
     assert len(channel) == 0
 
 
+@pytest.mark.contract("K5")
 def test_a_removed_handle_cannot_be_called(channel, hook):
     handle = channel.register(hook("a"))
     handle.remove()
@@ -74,7 +80,8 @@ def test_a_removed_handle_cannot_be_called(channel, hook):
 
 
 @pytest.mark.also_on()
-def test_remove_unregisters(ours, theirs, hook):  # F1
+@pytest.mark.contract("F1")
+def test_remove_unregisters(ours, theirs, hook):
     for lib, left in ((ours, 0), (theirs, 1)):
         channel = lib.HookContextChannel("on_step")
         channel.register(hook("a")).remove()
@@ -84,7 +91,8 @@ def test_remove_unregisters(ours, theirs, hook):  # F1
         assert len(channel) == 2 * left
 
 
-def test_removing_a_merge_unregisters_all_of_it(ours, hook):  # F1
+@pytest.mark.contract("F1")
+def test_removing_a_merge_unregisters_all_of_it(ours, hook):
     hooks, other = ours.PipelineHooks(), ours.PipelineHooks()
     other.register_hook("on_step", hook("a"))
     other.register_hook("on_epoch", hook("b"))
@@ -116,9 +124,8 @@ def test_a_handle_passes_on_arguments(lib):
     assert handle(1, a=2) == ((1,), {"a": 2})
 
 
+@pytest.mark.contract("K8")
 class TestChannel:
-    """K8."""
-
     def test_len_and_indexing(self, channel, hook):
         a, b, c = hook("a"), hook("b"), hook("c")
         assert len(channel) == 0
@@ -205,7 +212,8 @@ class TestChannel:
         assert shown[:3] == shown[3:]
 
     @pytest.mark.also_on()
-    def test_types(self, ours, hook):  # K10
+    @pytest.mark.contract("K10")
+    def test_types(self, ours, hook):
         channel = ours.HookContextChannel("on_step")
         assert isinstance(channel, core.HookContextChannel)
         assert isinstance(channel.register(hook("a")), core.RemoveableHandle)
@@ -248,19 +256,21 @@ class TestChannel:
 
 
 @pytest.mark.parametrize("given", [print, 1, None, "hook", object()])
-def test_what_is_no_hook_is_refused(ours, given):  # F4
+@pytest.mark.contract("F4")
+def test_what_is_no_hook_is_refused(ours, given):
     hooks = ours.PipelineHooks()
     with pytest.raises(TypeError) as raised:
         hooks.register_hook("on_step", given)
     assert str(raised.value) == (
         f"cannot register {given!r}: it has no callable `before`. A hook has "
-        "`before` and `after`; make one of functions with "
-        "HookContext.from_callable"
+        "the methods `before` and `after`; HookContext.from_callable makes "
+        "one from functions"
     )
     assert len(hooks.hooks["on_step"]) == 0
 
 
-def test_a_merge_with_what_is_no_hook_adds_nothing(ours, hook):  # F4
+@pytest.mark.contract("F4")
+def test_a_merge_with_what_is_no_hook_adds_nothing(ours, hook):
     hooks, other = ours.PipelineHooks(), ours.PipelineHooks()
     other.register_hook("on_loop", hook("a"))
     foreign = core.HookContextChannel("on_step")
@@ -284,7 +294,8 @@ CALLABLES = {
 
 @pytest.mark.parametrize("name", CALLABLES)
 @pytest.mark.also_on()
-def test_any_callable_can_be_shown(ours, name):  # F6
+@pytest.mark.contract("F6")
+def test_any_callable_can_be_shown(ours, name):
     hooks = ours.PipelineHooks()
     hook = HookContext.from_callable(name, after=CALLABLES[name])
     hooks.register_hook("on_step", hook)

@@ -5,9 +5,9 @@ from contextlib import ExitStack
 import pytest
 
 from helpers.hooks import HookContext
-from helpers.implementations import PROFILED
+from helpers.implementations import INSTALLED, PROFILED
 
-pytestmark = pytest.mark.also_on("installed", *PROFILED)
+pytestmark = pytest.mark.also_on(*INSTALLED, *PROFILED)
 
 
 def chain(error):
@@ -19,6 +19,7 @@ def chain(error):
     return found
 
 
+@pytest.mark.contract("K1")
 def test_callbacks_run_in_the_order_of_registration(hooks, hook, log, args):
     for name in "abc":
         hooks.register_hook("on_step", hook(name))
@@ -30,6 +31,7 @@ def test_callbacks_run_in_the_order_of_registration(hooks, hook, log, args):
     ]
 
 
+@pytest.mark.contract("K2")
 def test_a_failing_before_skips_to_all_afters(hooks, hook, log, args):
     for name, fail in (("a", ()), ("b", ["before"]), ("c", ())):
         hooks.register_hook("on_step", hook(name, fail))
@@ -39,6 +41,7 @@ def test_a_failing_before_skips_to_all_afters(hooks, hook, log, args):
     assert log == ["before a", "before b", "after a", "after b", "after c"]
 
 
+@pytest.mark.contract("K3")
 def test_a_failing_after_skips_later_afters(hooks, hook, log, args):
     for name, fail in (("a", ()), ("b", ["after"]), ("c", ())):
         hooks.register_hook("on_step", hook(name, fail))
@@ -52,6 +55,7 @@ def test_a_failing_after_skips_later_afters(hooks, hook, log, args):
     ]
 
 
+@pytest.mark.contract("K3")
 def test_a_failing_after_has_a_failing_before_as_context(hooks, hook, args):
     hooks.register_hook("on_step", hook("a", ["before", "after"]))
     with pytest.raises(ValueError) as raised:
@@ -98,6 +102,7 @@ def test_stop_iteration_of_a_hook_stays_one(ours, theirs):
                 pass
 
 
+@pytest.mark.contract("K6")
 def test_begin_yields_its_argument(hooks, args):
     with hooks.begin("on_step", args) as given:
         assert given is args
@@ -107,6 +112,7 @@ def test_begin_yields_its_argument(hooks, args):
         assert given is args
 
 
+@pytest.mark.contract("K6")
 def test_nothing_runs_before_a_scope_is_entered(hooks, hook, log, args):
     hooks.register_hook("on_step", hook("a"))
     scope = hooks.begin("on_step", args)
@@ -116,6 +122,7 @@ def test_nothing_runs_before_a_scope_is_entered(hooks, hook, log, args):
         assert log == ["before a", "before b"]
 
 
+@pytest.mark.contract("K6")
 def test_a_scope_decorates(hooks, hook, log, args):
     hooks.register_hook("on_step", hook("a"))
 
@@ -130,6 +137,7 @@ def test_a_scope_decorates(hooks, hook, log, args):
     assert log == ["before a", "body", "after a"] * 2
 
 
+@pytest.mark.contract("K6")
 def test_a_scope_works_in_an_exit_stack(hooks, hook, log, args):
     hooks.register_hook("on_step", hook("a"))
     with ExitStack() as stack:
@@ -138,6 +146,7 @@ def test_a_scope_works_in_an_exit_stack(hooks, hook, log, args):
     assert log == ["before a", "after a"]
 
 
+@pytest.mark.contract("K6")
 def test_entering_and_leaving_by_hand(hooks, hook, log, args):
     hooks.register_hook("on_step", hook("a"))
     scope = hooks.begin("on_step", args)
@@ -148,7 +157,8 @@ def test_entering_and_leaving_by_hand(hooks, hook, log, args):
     assert log == ["before a", "after a"]
 
 
-def test_a_scope_is_entered_once(ours, hook, log):  # F11
+@pytest.mark.contract("F11")
+def test_a_scope_is_entered_once(ours, hook, log):
     hooks = ours.PipelineHooks()
     hooks.register_hook("on_step", hook("a"))
     scope = hooks.begin("on_step", None)

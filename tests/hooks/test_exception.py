@@ -8,14 +8,15 @@ import weakref
 import pytest
 
 from helpers.hooks import HookContext
-from helpers.implementations import PROFILED
+from helpers.implementations import INSTALLED, PROFILED
 
-pytestmark = pytest.mark.also_on("installed", *PROFILED)
+pytestmark = pytest.mark.also_on(*INSTALLED, *PROFILED)
 
 
 @pytest.mark.also_on(*PROFILED)  # 0.4's arguments have none.
+@pytest.mark.contract("F3")
 class TestException:
-    """F3: hooks see in `arg.exception` what the scope raised."""
+    """Hooks see in `arg.exception` what the scope raised."""
 
     @pytest.fixture
     def seen(self):
@@ -55,11 +56,11 @@ class TestException:
     def test_none_without_one(self, ours, watched, seen):
         for args in self.arguments(ours):
             seen.clear()
-            args.exception = ValueError("stale")
+            stale = ValueError("stale")
             with watched.begin("on_step", args):
-                args.exception = ValueError("stale")
+                args.exception = stale
             assert seen[1] is None
-            assert args.exception is None
+            assert args.exception is stale
 
     def test_of_a_failing_before(self, ours, watched, seen, hook):
         watched.register_hook("on_step", hook("a", ["before"]))
@@ -175,8 +176,9 @@ def interrupt(args):
 @pytest.mark.skipif(
     sys.version_info < (3, 11), reason="exceptions have no notes before 3.11"
 )
+@pytest.mark.contract("F7")
 class TestNote:
-    """F7: an exception says which hook it came from."""
+    """An exception says which hook it came from."""
 
     @pytest.mark.parametrize("phase", ["before", "after"])
     def test_names_the_hook(self, ours, hook, phase):

@@ -8,13 +8,14 @@ from unittest import mock
 import pytest
 
 from helpers.hooks import HookContext, Logging
-from helpers.implementations import PROFILED
+from helpers.implementations import INSTALLED, PROFILED
 
-pytestmark = pytest.mark.also_on("installed", *PROFILED)
+pytestmark = pytest.mark.also_on(*INSTALLED, *PROFILED)
 
 
+@pytest.mark.contract("K7")
 class TestPatching:
-    """K7: what is changed late counts at the next call."""
+    """What is changed late counts at the next call."""
 
     def run(self, hooks):
         with hooks.begin("on_step", None):
@@ -120,8 +121,9 @@ assert seen == ["patched"], seen
         assert log == ["on_step", "before a", "after a"]
 
 
+@pytest.mark.contract("F2")
 class TestChangesWhileDispatching:
-    """F2: a phase runs over the hooks as they stood when it began."""
+    """A phase runs over the hooks as they stood when it began."""
 
     def run(self, hooks, log):
         with hooks.begin("on_step", None):

@@ -39,7 +39,8 @@ def test_steps_after_the_body(lib, args, calls):
     assert calls == ["optimizer.step", "scheduler.step", "optimizer.zero_grad"]
 
 
-def test_does_nothing_after_a_failure(lib, args, calls):  # F3
+@pytest.mark.contract("F3")
+def test_does_nothing_after_a_failure(lib, args, calls):
     hook = lib.OptimizerHookConfig()()
     with pytest.raises(ValueError):
         with hook.begin("on_step", args):

@@ -165,9 +165,10 @@ class Ending:
 
 
 class TestRows:
-    """What test_lab_rows leaves out, where upstream is the other side."""
+    """Rules of which upstream is the other side."""
 
-    def test_remove_unregisters(self, installed, log):  # F1
+    @pytest.mark.contract("F1")
+    def test_remove_unregisters(self, installed, log):
         hooks = PipelineHooks()
         hooks.register_hook("on_step", logging_hook(log)).remove()
         with hooks.register_hook("on_step", logging_hook(log)):
@@ -178,7 +179,8 @@ class TestRows:
         run(hooks)
         assert log == []
 
-    def test_a_hook_that_unregisters_itself(self, installed, log):  # F2
+    @pytest.mark.contract("F2")
+    def test_a_hook_that_unregisters_itself(self, installed, log):
         hooks = PipelineHooks()
         handle = hooks.register_hook(
             "on_step", HookContext.from_callable(after=lambda _: handle())
@@ -187,37 +189,16 @@ class TestRows:
         run(hooks)
         assert log == ["a"] and len(hooks.hooks["on_step"]) == 1
 
-    @pytest.mark.parametrize(  # F6
+    @pytest.mark.parametrize(
         "callback", [partial(print, 1), math.sqrt, mock.Mock()]
     )
+    @pytest.mark.contract("F6")
     def test_any_callable_can_be_shown(self, installed, callback):
         hooks = PipelineHooks()
         hook = HookContext.from_callable("me", callback)
         hooks.register_hook("on_step", hook)
         for each in (hooks, hooks.hooks["on_step"]):
             assert "me" in repr(each)
-
-    def test_the_wrong_order_is_warned_of_once(self, installed):  # F8
-        grad_clip, optimizer = upstream.grad_clip, upstream.optimizer
-        clipping = grad_clip.GradientClippingHookConfig(
-            clip_mode="norm", max_norm=1
-        )()
-        message = "^GradientClippingHook is at position 1 of 'on_step', after "
-        with pytest.warns(UserWarning, match=message) as caught:
-            hooks = PipelineHooks.from_hooks(
-                [optimizer.OptimizerHookConfig(), clipping]
-            )
-        assert len(caught) == 1
-        hooks += clipping
-        run(PipelineHooks())
-
-    def test_the_wrong_order_is_warned_of_here(self, installed):  # F8
-        hooks = upstream.optimizer.OptimizerHook(None)
-        with pytest.warns(UserWarning) as caught:
-            hooks += upstream.grad_clip.GradientClippingHookConfig(
-                clip_mode="norm", max_norm=1
-            )()
-        assert caught[0].filename == __file__
 
     def test_0_4_s_optimizer_steps_after_a_failure_as_before(self):
         def call():

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -51,6 +53,7 @@ print("_enter" in seen, "torch" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_debug_traces_lines(tmp_path):
     """Line events of the Cython code reach a tracer in a debug build only.
 

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 
 import torch
 from torch import Tensor
 
-from robo_orchard_fasthooks._clipping.gradients import Gradients
+from robo_orchard_fasthooks._clipping.gradients import (
+    GradientNorm,
+    Gradients,
+    replicated,
+)
+from robo_orchard_fasthooks._clipping.kinds import kind_of
 from robo_orchard_fasthooks._clipping.local import DEVICES, LocalGradients
+from robo_orchard_fasthooks._clipping.norms import norm_of_gradients
 from robo_orchard_fasthooks._clipping.refusals import (
     Name,
     by_index,
     complex_,
-    not_finite,
     overlapping,
+    product,
     refuse,
     sparse,
 )
+from robo_orchard_fasthooks._clipping.torch_functions import (
+    clip_grads_with_norm_,
+)
 
-__all__ = ["clip_by_norm", "clip_by_value", "gradients_of"]
+__all__ = [
+    "clip_by_norm",
+    "clip_by_value",
+    "gradients_of",
+    "scale_to_norm_",
+]
 
 
 def gradients_of(params: list[Tensor]) -> Gradients:
-    """How the gradients of parameters are stored: plainly, or sharded."""
-    module = sys.modules.get("torch.distributed.tensor")
-    if module is None or not any(
-        issubclass(kind, module.DTensor) for kind in set(map(type, params))
-    ):
-        return LocalGradients()
-    from robo_orchard_fasthooks._clipping.dtensor import DTensorGradients
-
-    return DTensorGradients()
+    """An object that norms and scales the gradients of these parameters."""
+    return kind_of(params)()
 
 
 @torch.no_grad()
@@ -61,33 +67,56 @@ def clip_by_norm(
     Returns:
         Tensor: The norm before clipping, over all ranks; 0-dim and plain.
     """
-    max_norm, norm_type = float(max_norm), float(norm_type)
-    norm = None
-    if foreach is not False or type(gradients) is not LocalGradients:
-        norm = gradients.total_norm(params, norm_type)
-    if norm is None or norm.total_norm is None:
-        try:
-            return torch.nn.utils.clip_grad_norm_(
-                params, max_norm, norm_type, error_if_nonfinite, foreach
-            )
-        except NotImplementedError:  # Of the norm: nothing has changed yet.
-            refuse(params, sparse, name)
-            raise
-    total_norm = norm.total_norm
-    if error_if_nonfinite and not total_norm.isfinite():
-        raise RuntimeError(not_finite(gradients, params, norm_type, name))
+    norm = norm_of_gradients(
+        gradients, params, norm_type, error_if_nonfinite, foreach, name
+    )
+    scale_to_norm_(gradients, params, norm, max_norm, foreach, name)
+    return norm.total_norm
+
+
+def scale_to_norm_(
+    gradients: Gradients,
+    params: list[Tensor],
+    norm: GradientNorm,
+    max_norm: float,
+    foreach: bool | None = None,
+    name: Name = by_index,
+) -> None:
+    """Scales gradients so that their norm is at most `max_norm`.
+
+    Args:
+        gradients (Gradients): How the gradients are stored.
+        params (list[Tensor]): The parameters.
+        norm (GradientNorm): Their norm, and how to scale the gradients.
+        max_norm (float): The largest norm.
+        foreach (bool | None): For gradients that are left to torch.
+        name (Name): Names a parameter in errors.
+
+    Raises:
+        NotImplementedError: Elements of a gradient share memory; it is named,
+            and no gradient has changed.
+    """
+    if not norm.local and not norm.left_to_torch:
+        return
+    max_norm = float(max_norm)
     # The formula of torch.nn.utils.clip_grads_with_norm_.
-    coefficient = torch.clamp(max_norm / (total_norm + 1e-6), max=1.0)
+    coefficient = torch.clamp(max_norm / (norm.total_norm + 1e-6), max=1.0)
     # Multiplying by 1 reads and writes every gradient for nothing, but for
     # signs of complex zeros; on CUDA, to look at it is to wait for the device.
     nothing = (
         coefficient.is_cpu and coefficient.item() >= 1 and not norm.has_complex
     )
-    if norm.local and not nothing:
-        if not norm.contiguous and not _contiguous(norm.local):
-            refuse(params, overlapping, name)
+    scaled = bool(norm.local) and not nothing
+    if norm.left_to_torch or (
+        scaled and not norm.contiguous and not _contiguous(norm.local)
+    ):
+        refuse(params, overlapping, name)
+    # First what torch may refuse, so that nothing has changed if it does.
+    for mesh, left in norm.left_to_torch:
+        total_norm = replicated(norm.total_norm, mesh)
+        clip_grads_with_norm_(left, max_norm, total_norm, foreach)
+    if scaled:
         gradients.scale_(norm, coefficient)
-    return total_norm
 
 
 @torch.no_grad()
@@ -98,7 +127,20 @@ def clip_by_value(
     foreach: bool | None = None,
     name: Name = by_index,
 ) -> None:
-    """Clips as `clip_grad_value_` does; its arguments are clip_by_norm's."""
+    """Clips as `clip_grad_value_` does.
+
+    Args:
+        gradients (Gradients): How the gradients are stored, which may be kept
+            from step to step.
+        params (list[Tensor]): The parameters.
+        clip_value (float): The largest absolute value.
+        foreach (bool | None): Whether to use foreach kernels.
+        name (Name): Names a parameter in errors.
+
+    Raises:
+        NotImplementedError: A gradient cannot be clamped; it is named, and no
+            gradient has changed.
+    """
     clip_value = float(clip_value)
     grads = gradients.local(params)
     if any(dtype.is_complex for dtype in {grad.dtype for grad in grads}):
@@ -106,14 +148,21 @@ def clip_by_value(
     if not _contiguous(grads):
         refuse(params, sparse, name)
         refuse(params, overlapping, name)
-    if (
+    if type(gradients) is LocalGradients and (
         foreach is False
         or (foreach and not DEVICES >= {grad.device.type for grad in grads})
-        or not gradients.elementwise(params, grads)
+        or not set(map(type, grads)) <= {Tensor}
     ):
-        torch.nn.utils.clip_grad_value_(params, clip_value, foreach)
-    else:
-        gradients.clamp_(grads, clip_value)
+        kind = kind_of(grads)
+        if kind is LocalGradients:
+            torch.nn.utils.clip_grad_value_(params, clip_value, foreach)
+            return
+        gradients = kind()
+    try:
+        gradients.clamp_(params, grads, clip_value, foreach)
+    except NotImplementedError:
+        refuse(params, product, name)
+        raise
 
 
 def _contiguous(grads: list[Tensor]) -> bool:

@@ -1,296 +1,248 @@
-"""Gradients that are sharded over device meshes (DTensor)."""
+"""Gradients some of which are DTensors, of any meshes and placements."""
 
 from __future__ import annotations
 
-from math import inf, isinf
-from operator import is_
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._functional_collectives import AsyncCollectiveTensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.placement_types import _StridedShard
 from typing_extensions import override
 
-from robo_orchard_fasthooks._clipping.gradients import GradientNorm, Gradients
-from robo_orchard_fasthooks._clipping.local import (
-    DEVICES,
-    LocalGradients,
-    torch_order,
+from robo_orchard_fasthooks._clipping.gradients import (
+    GradientNorm,
+    Gradients,
+    LeftToTorch,
+    full,
 )
+from robo_orchard_fasthooks._clipping.local import LocalGradients
+from robo_orchard_fasthooks._clipping.mesh import LOCAL_TYPES
+from robo_orchard_fasthooks._clipping.partial import clamped_sum, is_sum
+from robo_orchard_fasthooks._clipping.placed import (
+    PlacedGradients,
+    shards_of,
+)
+from robo_orchard_fasthooks._clipping.torch_functions import get_total_norm
 
-__all__ = ["DTensorGradients", "identity_of", "reduce_max"]
+__all__ = ["DTensorGradients"]
 
-_Shards = list["Tensor | None"]
-_Spec = tuple[Any, tuple[Any, ...], torch.dtype, torch.device]
+_Optional = Sequence["Tensor | None"]
 
 
 class DTensorGradients(Gradients):
-    """Gradients some of which are sharded, with their norm over all ranks.
+    """Gradients some of which are DTensors, with their norm over all ranks.
 
-    Each rank norms its shards, and the norms of the parameters of a mesh are
-    reduced as one vector: bit for bit what torch, from 2.10 on, gets by
-    reducing them one by one. (Earlier, it reduced the norm of a rank's norms,
-    which rounds otherwise.) Several meshes, and plain gradients beside sharded
-    ones, are normed each by itself first, as accelerate 1.15 does.
+    The gradients of each mesh, and the plain ones, are normed by themselves
+    first, as accelerate 1.15 does.
 
     Every rank has to have the same parameters, and takes part in every
-    reduction, whichever gradients it has.
+    reduction, whichever gradients it has. Only gradients that have yet to be
+    reduced (Partial) have to exist on every rank.
     """
 
     collective = True
 
     def __init__(self) -> None:
         super().__init__()
-        self._layouts: list[Any] = []
-        self._specs: list[_Spec] = []
-        self._meshes: list[tuple[list[int], _Mesh]] = []
-        self._plain: list[int] = []
         self._local = LocalGradients()
-        self._understood = False
-        self._has_complex = False
+        self.placed = PlacedGradients()
 
     @override
     def local(self, params: list[Tensor]) -> list[Tensor]:
-        return [_shard(grad) for grad in super().local(params)]
+        shards = shards_of(super().local(params))
+        return [shard for shard in shards if shard is not None]
 
     @override
     def total_norm(
-        self, params: list[Tensor], norm_type: float
+        self,
+        params: list[Tensor],
+        norm_type: float,
+        foreach: bool | None = None,
     ) -> GradientNorm:
-        all_grads = [param.grad for param in params]
-        self._prepare(params, all_grads)
-        shards = [None if grad is None else _shard(grad) for grad in all_grads]
-        grads = [shard for shard in shards if shard is not None]
-        if not self._understood:
-            return GradientNorm(None, grads)
-        norms = [
-            norm
-            for indices, mesh in self._meshes
-            if (norm := mesh([shards[i] for i in indices], norm_type))
-            is not None
-        ]
-        plain = [params[i] for i in self._plain if shards[i] is not None]
+        grads = [param.grad for param in params]
+        shards = self.placed.shards(params, grads)
+        norms = self.norms(grads, shards, norm_type, foreach)
+        total_norm, mesh = _combined(norms, norm_type)
+        return self.scaling(params, shards, total_norm, foreach, mesh)
+
+    def norm_of(
+        self,
+        tensors: list[Tensor],
+        norm_type: float,
+        foreach: bool | None = None,
+    ) -> GradientNorm:
+        """Computes the norm of tensors, as `total_norm` does of gradients."""
+        shards = self.placed.shards(tensors, tensors)
+        norms = self.norms(tensors, shards, norm_type, foreach)
+        total_norm, mesh = _combined(norms, norm_type)
+        return GradientNorm(total_norm, [], mesh=mesh)
+
+    def with_norm(
+        self,
+        params: list[Tensor],
+        total_norm: Tensor,
+        foreach: bool | None = None,
+    ) -> GradientNorm:
+        """Finds out how to scale gradients of which the norm is known.
+
+        Args:
+            params (list[Tensor]): The parameters.
+            total_norm (Tensor): The norm: plain, 0-dim.
+            foreach (bool | None): As in `total_norm`.
+
+        Returns:
+            GradientNorm: The norm, and how to scale the gradients.
+
+        Raises:
+            NotImplementedError: A gradient cannot be clipped.
+        """
+        shards = self.placed.shards(params, [param.grad for param in params])
+        return self.scaling(params, shards, total_norm, foreach)
+
+    def norms(
+        self,
+        grads: _Optional,
+        shards: _Optional,
+        norm_type: float,
+        foreach: bool | None = None,
+    ) -> list[tuple[Any, Tensor]]:
+        """Computes the norm of each group of gradients.
+
+        Args:
+            grads (Sequence[Tensor | None]): The gradients.
+            shards (Sequence[Tensor | None]): Their local tensors, from
+                `placed.shards`.
+            norm_type (float): The p of the p-norm.
+            foreach (bool | None): As in `total_norm`.
+
+        Returns:
+            list[tuple[DeviceMesh | None, Tensor]]: The mesh of each group of
+                which some rank has a gradient, and its norm over all ranks:
+                plain, 0-dim.
+        """
+        placed = self.placed
+        if placed.partial:
+            # Always reduced first: in torch 2.13 the inf-norm of parts of a
+            # maximum is that of the largest part.
+            shards = [*shards]
+            for index in placed.partial:
+                if (grad := grads[index]) is not None:
+                    shards[index] = full(grad)
+        norms: list[tuple[Any, Tensor]] = []
+        for group in placed.groups:
+            part = [shards[index] for index in group.indices]
+            norm = None
+            if group.supports(part):
+                norm = group.norm(part, norm_type)
+            elif left := _present(grads, group.indices):
+                norm = full(get_total_norm(left, norm_type, False, foreach))
+            if norm is not None:
+                norms.append((group.mesh, norm))
+        if plain := _present(grads, placed.plain):
+            found = self._local.norm_of(plain, norm_type, foreach)
+            norm = (
+                found.total_norm
+                if found
+                else get_total_norm(plain, norm_type, False, foreach)
+            )
+            norms.append((None, norm))
+        return norms
+
+    def scaling(
+        self,
+        params: list[Tensor],
+        shards: _Optional,
+        total_norm: Tensor,
+        foreach: bool | None = None,
+        mesh: Any = None,
+    ) -> GradientNorm:
+        """Finds out for `with_norm` how to scale gradients.
+
+        Args:
+            params (list[Tensor]): The parameters.
+            shards (Sequence[Tensor | None]): The local tensors of their
+                gradients, from `placed.shards`.
+            total_norm (Tensor): The norm: plain, 0-dim.
+            foreach (bool | None): As in `total_norm`.
+            mesh (DeviceMesh | None): That of all gradients, if it is one.
+
+        Returns:
+            GradientNorm: The norm, and how to scale the gradients.
+        """
+        placed = self.placed
+        has_complex = placed.has_complex
+        local: list[Tensor] = []
+        left: list[LeftToTorch] = []
+        for group in placed.groups:
+            part = [shards[index] for index in group.indices]
+            if group.supports(part):
+                local += [shard for shard in part if shard is not None]
+            else:
+                left.append((group.mesh, [params[i] for i in group.indices]))
+        plain = [params[i] for i in placed.plain if shards[i] is not None]
         if plain:
-            norm = self._local.total_norm(plain, norm_type).total_norm
-            if norm is None:
-                return GradientNorm(None, grads)
-            norms.append(norm)
-        if not norms:
-            return GradientNorm(torch.tensor(0.0), grads)
-        total_norm = (
-            norms[0]
-            if len(norms) == 1
-            else torch.linalg.vector_norm(torch.stack(norms), norm_type)
-        )
-        return GradientNorm(total_norm, grads, has_complex=self._has_complex)
-
-    @override
-    def elementwise(self, params: list[Tensor], grads: list[Tensor]) -> bool:
-        self._prepare(params, [param.grad for param in params])
-        return super().elementwise(params, grads) and self._understood
-
-    @override
-    def as_torch_returns(
-        self, total_norm: Tensor, params: list[Tensor]
-    ) -> Tensor:
-        meshes = {
-            mesh
-            for (mesh, *_), param in zip(self._specs, params, strict=True)
-            if param.grad is not None
-        }
-        if isinstance(total_norm, DTensor) or len(meshes) != 1:
-            return total_norm
-        (mesh,) = meshes
-        if mesh is None:
-            return total_norm
-        return DTensor.from_local(
-            total_norm, mesh, [Replicate()] * mesh.ndim, run_check=False
+            norm = self._local.with_norm(plain, total_norm, foreach)
+            if norm:
+                has_complex |= norm.has_complex
+                local += norm.local
+            else:
+                left.append((None, plain))
+        return GradientNorm(
+            total_norm,
+            local,
+            has_complex=has_complex,
+            left_to_torch=left,
+            mesh=mesh,
         )
 
-    def _prepare(
-        self, params: list[Tensor], all_grads: list[Tensor | None]
+    @override
+    def clamp_(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        clip_value: float,
+        foreach: bool | None = None,
     ) -> None:
-        shown = [
-            param if grad is None else grad
-            for param, grad in zip(params, all_grads, strict=True)
+        all_grads: list[Any] = [param.grad for param in params]
+        placed = self.placed
+        shards: list[Any] = placed.shards(params, all_grads)
+        # First what communicates or may be refused: it changes nothing.
+        sums = {
+            index: clamped_sum(grad, clip_value)
+            for index in placed.partial
+            if (grad := all_grads[index]) is not None
+            and any(map(is_sum, grad.placements))
+        }
+        left = [
+            index
+            for group in placed.groups
+            if not group.supports([shards[i] for i in group.indices])
+            for index in group.indices
         ]
-        # FSDP2 gives the gradients of a parameter one spec, step after step.
-        layouts = [getattr(tensor, "_spec", None) for tensor in shown]
-        if len(layouts) == len(self._layouts) and all(
-            map(is_, layouts, self._layouts)
-        ):
-            return
-        specs = [_spec(tensor) for tensor in shown]
-        self._layouts = layouts
-        if specs == self._specs:
-            return
-        self._specs = specs
-        by_mesh: dict[Any, list[int]] = {}
-        for index, (mesh, *_) in enumerate(specs):
-            by_mesh.setdefault(mesh, []).append(index)
-        self._plain = by_mesh.pop(None, [])
-        self._understood = _understood(specs)
-        self._has_complex = any(dtype.is_complex for *_, dtype, _ in specs)
-        self._meshes = [
-            (indices, _Mesh([specs[i] for i in indices]))
-            for indices in by_mesh.values()
-            if self._understood
-        ]
-
-
-def _shard(grad: Tensor) -> Tensor:
-    """What this rank has of a gradient."""
-    if not isinstance(grad, DTensor):
-        return grad
-    shard = grad.to_local()
-    return shard.wait() if isinstance(shard, AsyncCollectiveTensor) else shard
-
-
-def _spec(tensor: Tensor) -> _Spec:
-    """All on which it depends how the norm of a gradient is reduced."""
-    if isinstance(tensor, DTensor):
-        mesh, placements = tensor.device_mesh, tensor.placements
-        return mesh, placements, tensor.dtype, tensor.device
-    return None, (), tensor.dtype, tensor.device
-
-
-def _understood(specs: list[_Spec]) -> bool:
-    """Whether each element of each gradient is some rank's, not a sum.
-
-    Those of one mesh have to be on one device, too, and one that is ours.
-    """
-    places = {(mesh, device) for mesh, _, _, device in specs}
-    return (
-        all(
-            isinstance(placement, (Shard, _StridedShard, Replicate))
-            for placements in {placements for _, placements, *_ in specs}
-            for placement in placements
+        left += [i for i in placed.plain if type(shards[i]) not in LOCAL_TYPES]
+        for index in left:
+            torch.nn.utils.clip_grad_value_(params[index], clip_value, foreach)
+            shards[index] = None
+        for index, clamped in sums.items():
+            shards[index].copy_(clamped)
+            shards[index] = None
+        super().clamp_(
+            params, [s for s in shards if s is not None], clip_value, foreach
         )
-        and len(places) == len({mesh for mesh, _ in places})
-        and DEVICES >= {device.type for _, device in places}
-    )
 
 
-class _Mesh:
-    """The gradients that are sharded over one mesh."""
-
-    def __init__(self, specs: list[_Spec]):
-        self._local = LocalGradients()
-        self._kinds = [(dtype, device) for *_, dtype, device in specs]
-        self._order = torch_order(
-            [torch.empty(0, dtype=d, device=at) for d, at in self._kinds]
-        )
-        mesh, _, _, device = specs[0]
-        placements = [spec[1] for spec in specs]
-        self._reductions = []
-        for dim in range(mesh.ndim):
-            whole = [
-                isinstance(placements[index][dim], Replicate)
-                for index in self._order
-            ]
-            if mesh.size(dim) > 1 and not all(whole):
-                mask = torch.tensor(whole, device=device)
-                self._reductions.append(
-                    (
-                        mesh.get_group(dim),
-                        mesh.size(dim),
-                        mask if any(whole) else None,
-                    )
-                )
-
-    def __call__(self, shards: _Shards, norm_type: float) -> Tensor | None:
-        """Their norm; None if no rank has any."""
-        norms = self._local.norms(
-            [
-                _nothing(norm_type, *kind)
-                if shard is None or not shard.numel()
-                else shard
-                for shard, kind in zip(shards, self._kinds, strict=True)
-            ],
-            norm_type,
-        )
-        assert norms is not None  # Of plain tensors, all on one device.
-        here = [shards[index] is not None for index in self._order]
-        # How many ranks have each of them.
-        present = (
-            torch.ones_like(norms) if all(here) else norms.new_tensor(here)
-        )
-        for _, size, whole in self._reductions:
-            if whole is not None and not isinf(norm_type):
-                # Each rank brings its part of those that all have, as torch's
-                # _NormPartial does.
-                parts = size if norm_type == 0 else size ** (1 / norm_type)
-                norms = torch.where(whole, norms / parts, norms)
-        for group, _, _ in self._reductions:
-            norms, present = _reduce(norms, present, norm_type, group)
-        if not all(here):
-            # Without those that no rank has: torch does not sum them, and
-            # zeros can change the last bits. On CUDA, this waits.
-            norms = norms[present > 0]
-        if len(norms):
-            norm: Tensor = torch.linalg.vector_norm(norms, norm_type)
-            return norm
-        return None
+def _present(grads: _Optional, indices: list[int]) -> list[Tensor]:
+    return [grad for i in indices if (grad := grads[i]) is not None]
 
 
-def _nothing(
-    norm_type: float, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Has no part in a norm; an empty shard has no inf norm of its own."""
-    return torch.full((1,), identity_of(norm_type), dtype=dtype, device=device)
-
-
-def _reduce(
-    norms: Tensor,
-    present: Tensor,
-    norm_type: float,
-    group: dist.ProcessGroup,
-) -> tuple[Tensor, Tensor]:
-    """Reduces norms of parts of vectors to norms of the vectors.
-
-    For a finite p that is `(sum norm^p)^(1/p)`, as torch's _NormPartial has
-    it.
-
-    Args:
-        norms (Tensor): A vector, of the same size on every rank.
-        present (Tensor): How many ranks have each part; alike.
-        norm_type (float): The p of the p-norm.
-        group (ProcessGroup): The ranks.
-
-    Returns:
-        tuple[Tensor, Tensor]: Both of them, reduced over the ranks.
-    """
-    if isinf(norm_type):
-        # Of `present` it is always the largest.
-        sign = 1 if norm_type > 0 else -1
-        both = torch.stack([norms, sign * present])
-        norms, present = reduce_max(both, norm_type, group).unbind()
-        return norms, sign * present
-    powers = norms**norm_type if norm_type else norms
-    sent = torch.stack([powers, present])
-    dist.all_reduce(sent, group=group)
-    powers, present = sent.unbind()
-    return powers ** (1 / norm_type) if norm_type else powers, present
-
-
-def identity_of(norm_type: float) -> float:
-    """The value that changes no norm: 0, or inf where p is negative."""
-    return 0.0 if norm_type >= 0 else inf
-
-
-def reduce_max(
-    norms: Tensor, norm_type: float, group: dist.ProcessGroup
-) -> Tensor:
-    """The largest norms over ranks, or for norm_type -inf the smallest.
-
-    NaN is the largest, and the smallest too, which it is not to every
-    backend: gloo's maximum may drop it.
-    """
-    sign = 1 if norm_type > 0 else -1
-    sent = torch.stack([sign * norms, norms.isnan().to(norms)])
-    dist.all_reduce(sent, dist.ReduceOp.MAX, group)
-    norms, nan = sent.unbind()
-    return torch.where(nan > 0, torch.nan, sign * norms)
+def _combined(
+    norms: list[tuple[Any, Tensor]], norm_type: float
+) -> tuple[Tensor, Any]:
+    """The norm of norms of groups, and the mesh if it is that of all."""
+    if not norms:
+        return torch.tensor(0.0), None
+    (mesh, first), *others = norms
+    if not others:
+        return first, mesh
+    stacked = torch.stack([norm.to(first.device) for _, norm in norms])
+    return torch.linalg.vector_norm(stacked, norm_type), None

@@ -1,4 +1,4 @@
-"""Gradients that torch's FullyShardedDataParallel has flattened."""
+"""Gradients of parameters that FullyShardedDataParallel has flattened."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from robo_orchard_fasthooks._clipping.dtensor import identity_of, reduce_max
+from robo_orchard_fasthooks._clipping.dtensor import DTensorGradients
 from robo_orchard_fasthooks._clipping.gradients import (
     GradientNorm,
     Gradients,
     by_dtype,
 )
 from robo_orchard_fasthooks._clipping.local import LocalGradients
+from robo_orchard_fasthooks._clipping.mesh import identity_of, reduce_max
 
 __all__ = ["FSDP1Gradients"]
 
@@ -28,7 +30,8 @@ class FSDP1Gradients(Gradients):
 
     FullyShardedDataParallel.clip_grad_norm_ takes all parameters of a model;
     this has its arithmetic (norms in fp32, the coefficient in the dtype of
-    the gradient), and its bits for that list.
+    the gradient), and its bits for that list. DTensors beside them, of which
+    it knows nothing, have the norm that DTensorGradients computes.
 
     Args:
         params (list[Tensor]): The parameters, the same ones on every rank.
@@ -46,6 +49,7 @@ class FSDP1Gradients(Gradients):
     ):
         super().__init__()
         self._unsharded = LocalGradients()
+        self._dtensors = DTensorGradients()
         place = {id(param): index for index, param in enumerate(params)}
         # In FSDP's order, on which the last bits depend.
         self._sharded: dict[
@@ -74,36 +78,56 @@ class FSDP1Gradients(Gradients):
             self._whole.append(index)
 
     @override
+    def unsupported(self, norm_type: float) -> str | None:
+        if self._sharded and norm_type == 0:
+            return "norm_type 0 is not supported with FSDP1"
+        return None
+
+    @override
+    def local(self, params: list[Tensor]) -> list[Tensor]:
+        return self._dtensors.local(params)
+
+    @override
     def total_norm(
-        self, params: list[Tensor], norm_type: float
-    ) -> GradientNorm:
+        self,
+        params: list[Tensor],
+        norm_type: float,
+        foreach: bool | None = None,
+    ) -> GradientNorm | None:
         if not self._sharded:
             return self._unsharded.total_norm(params, norm_type)
-        if norm_type == 0:
-            raise ValueError("norm_type 0 is not supported with FSDP1")
+        if reason := self.unsupported(norm_type):
+            raise ValueError(reason)
+        dtensors = [params[i] for i in self._whole if _is_dtensor(params[i])]
+        grads = [param.grad for param in dtensors]
+        # First, as this may refuse one.
+        shards = self._dtensors.placed.shards(dtensors, grads)
+        wholes = [n for _, n in self._dtensors.norms(grads, shards, norm_type)]
         parts = [
             (_norm(params, indices, norm_type, device), group)
             for (group, device), indices in self._sharded.items()
         ]
-        whole = _norm(params, self._whole, norm_type, parts[0][0].device)
-        grads = self.local(params)
+        first = parts[0][0]
+        plain = [i for i in self._whole if not _is_dtensor(params[i])]
+        wholes.append(_norm(params, plain, norm_type, first.device))
+        wholes = [norm.to(first) for norm in wholes]
         if isinf(norm_type):
-            norms = torch.stack(
-                [
-                    whole,
-                    *(reduce_max(n, norm_type, group) for n, group in parts),
-                ]
+            reduced = [reduce_max(n, norm_type, group) for n, group in parts]
+            total = torch.linalg.vector_norm(
+                torch.stack([*wholes, *reduced]), norm_type
             )
-            return GradientNorm(
-                torch.linalg.vector_norm(norms, norm_type), grads
-            )
-        total = whole.new_zeros(())
-        for norm, group in parts:
-            power = norm**norm_type
-            dist.all_reduce(power, group=group)
-            total += power
-        total += whole**norm_type
-        return GradientNorm(total ** (1.0 / norm_type), grads)
+        else:
+            total = first.new_zeros(())
+            for norm, group in parts:
+                power = norm**norm_type
+                dist.all_reduce(power, group=group)
+                total += power
+            for norm in wholes:
+                total += norm**norm_type
+            total = total ** (1.0 / norm_type)
+        found = self._dtensors.scaling(dtensors, shards, total)
+        others = [param for param in params if not _is_dtensor(param)]
+        return found._replace(local=found.local + super().local(others))
 
     @override
     def scale_(self, norm: GradientNorm, coefficient: Tensor) -> None:
@@ -111,6 +135,22 @@ class FSDP1Gradients(Gradients):
             return super().scale_(norm, coefficient)
         for group in by_dtype(norm.local):
             torch._foreach_mul_(group, coefficient.to(group[0]))
+
+    @override
+    def clamp_(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        clip_value: float,
+        foreach: bool | None = None,
+    ) -> None:
+        if any(map(_is_dtensor, params)):
+            return self._dtensors.clamp_(params, grads, clip_value, foreach)
+        super().clamp_(params, grads, clip_value, foreach)
+
+
+def _is_dtensor(param: Tensor) -> bool:
+    return isinstance(param, DTensor) or isinstance(param.grad, DTensor)
 
 
 def _handles(models: Iterable[torch.nn.Module]) -> Iterator[Any]:

@@ -3,39 +3,59 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 
-__all__ = ["GradientNorm", "Gradients", "by_dtype"]
+__all__ = [
+    "GradientNorm",
+    "Gradients",
+    "LeftToTorch",
+    "by_dtype",
+    "full",
+    "replicated",
+]
 
 _CLAMP_NUMEL = 12288
 """From it on, one pass over memory outweighs a call from Python for each
 gradient: of 200 fp32 ones, 0.80x at 8,192 elements, 0.96x here and 1.1x at
 16,384; of fp16 0.91x, 1.04x, 1.1x; of bf16 and fp64 from 8,192 on."""
 
+LeftToTorch = tuple[Any, list[Tensor]]
+"""A device mesh, or None for plain gradients, and parameters with gradients of
+it: torch's functions do not accept those of several meshes at once."""
+
 
 class GradientNorm(NamedTuple):
-    """The norm of some gradients, and what computing it found out of them."""
+    """The norm of some gradients, and what is needed to scale them."""
 
-    total_norm: Tensor | None
-    """The norm over all ranks, a plain 0-dim tensor; None if the gradients
-    have to be left to torch."""
+    total_norm: Tensor
+    """The norm over all ranks: plain, 0-dim."""
 
     local: list[Tensor]
-    """The gradients, as far as they are on this rank."""
+    """The gradients to scale, as far as they are on this rank."""
 
     one_dtype: bool = False
-    """Whether all of them are known to have one dtype."""
+    """Whether all of `local` are known to have one dtype."""
 
     has_complex: bool = False
-    """Whether any of them is complex."""
+    """Whether any of `local` is complex."""
 
     contiguous: bool = False
-    """Whether all of them are known to be contiguous."""
+    """Whether all of `local` are known to be contiguous."""
+
+    left_to_torch: Sequence[LeftToTorch] = ()
+    """What torch's functions have to scale, group by group."""
+
+    mesh: Any = None
+    """The device mesh, if all gradients are DTensors of one."""
+
+    def as_torch_returns(self) -> Tensor:
+        """The total norm as torch.nn.utils.clip_grad_norm_ returns it."""
+        return replicated(self.total_norm, self.mesh)
 
 
 class Gradients(ABC):
@@ -54,40 +74,40 @@ class Gradients(ABC):
 
     @abstractmethod
     def total_norm(
-        self, params: list[Tensor], norm_type: float
-    ) -> GradientNorm:
+        self,
+        params: list[Tensor],
+        norm_type: float,
+        foreach: bool | None = None,
+    ) -> GradientNorm | None:
         """Computes the norm of the gradients as if they were one vector.
 
         Args:
             params (list[Tensor]): The parameters.
             norm_type (float): The p of the p-norm.
+            foreach (bool | None): False leaves plain gradients to torch.
 
         Returns:
-            GradientNorm: The norm, and the gradients on this rank.
+            GradientNorm | None: The norm, and how to scale the gradients;
+                None if all of them have to be left to torch.
 
         Raises:
             RuntimeError: A gradient has no such norm; the error is torch's.
+            NotImplementedError: A gradient cannot be clipped.
         """
+
+    def unsupported(self, norm_type: float) -> str | None:
+        """Says why a norm of this order is not supported; None if it is."""
+        return None
 
     def local(self, params: list[Tensor]) -> list[Tensor]:
         """Lists the gradients, as far as they are on this rank."""
         return [grad for p in params if (grad := p.grad) is not None]
 
-    def elementwise(self, params: list[Tensor], grads: list[Tensor]) -> bool:
-        """Whether to clamp the `local` gradients is to clamp the gradients."""
-        return set(map(type, grads)) <= {Tensor}
-
-    def as_torch_returns(
-        self, total_norm: Tensor, params: list[Tensor]
-    ) -> Tensor:
-        """The norm as torch.nn.utils.clip_grad_norm_ returns it."""
-        return total_norm
-
     def scale_(self, norm: GradientNorm, coefficient: Tensor) -> None:
-        """Multiplies the gradients of a norm by a coefficient, in place.
+        """Multiplies the local gradients by a coefficient, in place.
 
         Args:
-            norm (GradientNorm): Has one gradient or more.
+            norm (GradientNorm): Has one local gradient or more.
             coefficient (Tensor): The coefficient, 0-dim.
         """
         grads = norm.local
@@ -95,8 +115,25 @@ class Gradients(ABC):
         for group in [grads] if one else by_dtype(grads):
             torch._foreach_mul_(group, coefficient.to(group[0].device))
 
-    def clamp_(self, grads: list[Tensor], clip_value: float) -> None:
-        """Clamps gradients to [-clip_value, clip_value], in place."""
+    def clamp_(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        clip_value: float,
+        foreach: bool | None = None,
+    ) -> None:
+        """Clamps gradients to [-clip_value, clip_value], in place.
+
+        Args:
+            params (list[Tensor]): The parameters.
+            grads (list[Tensor]): Their `local` gradients.
+            clip_value (float): The largest absolute value.
+            foreach (bool | None): For gradients that are left to torch.
+
+        Raises:
+            NotImplementedError: A gradient cannot be clamped; nothing has
+                changed.
+        """
         # Which way a gradient goes is a matter of speed alone, so that the
         # last choice serves until the list changes its length.
         if len(grads) != self._clamped:
@@ -126,7 +163,24 @@ class Gradients(ABC):
 def by_dtype(grads: Iterable[Tensor]) -> list[list[Tensor]]:
     """Groups one or more gradients by device and dtype, as fused kernels need.
 
-    On CPU, foreach kernels are loops, which take them as they are.
+    On CPU, foreach kernels are loops, which accept any list.
     """
     groups: Any = _group_tensors_by_device_and_dtype([[*grads]]).values()
     return [group for (group,), _ in groups]
+
+
+def replicated(total_norm: Tensor, mesh: Any) -> Tensor:
+    """A norm that every rank has, as a DTensor of a mesh if there is one."""
+    if mesh is None:
+        return total_norm
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(
+        total_norm, mesh, [Replicate()] * mesh.ndim, run_check=False
+    )
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The plain tensor of a DTensor, the same on all ranks of its mesh."""
+    whole: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+    return whole

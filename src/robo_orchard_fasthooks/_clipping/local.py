@@ -52,21 +52,66 @@ class LocalGradients(Gradients):
 
     @override
     def total_norm(
-        self, params: list[Tensor], norm_type: float
-    ) -> GradientNorm:
-        grads = self.local(params)
-        if not grads:
-            return GradientNorm(torch.tensor(0.0), grads)
-        norms = self.norms(grads, norm_type)
+        self,
+        params: list[Tensor],
+        norm_type: float,
+        foreach: bool | None = None,
+    ) -> GradientNorm | None:
+        return self.norm_of(self.local(params), norm_type, foreach)
+
+    def norm_of(
+        self,
+        tensors: list[Tensor],
+        norm_type: float,
+        foreach: bool | None = None,
+    ) -> GradientNorm | None:
+        """Computes the norm of tensors, as `total_norm` does of gradients."""
+        if not tensors:
+            return GradientNorm(torch.tensor(0.0), tensors)
+        norms = None if foreach is False else self.norms(tensors, norm_type)
         plan = self._plan
         if norms is None or plan is None:
-            return GradientNorm(None, grads)
+            return None
         return GradientNorm(
             torch.linalg.vector_norm(norms, norm_type),
-            grads,
+            tensors,
             plan.one_dtype,
             plan.has_complex,
             plan.stacks_all,
+        )
+
+    def with_norm(
+        self,
+        params: list[Tensor],
+        total_norm: Tensor,
+        foreach: bool | None = None,
+    ) -> GradientNorm | None:
+        """Finds out how to scale gradients of which the norm is known.
+
+        Args:
+            params (list[Tensor]): The parameters.
+            total_norm (Tensor): The norm: plain, 0-dim.
+            foreach (bool | None): As in `total_norm`.
+
+        Returns:
+            GradientNorm | None: The norm, and how to scale the gradients;
+                None if all of them have to be left to torch.
+        """
+        grads = self.local(params)
+        if not grads:
+            return GradientNorm(total_norm, grads)
+        if (
+            foreach is False
+            or set(map(type, grads)) != {Tensor}
+            or not _on_one_device(grads)
+        ):
+            return None
+        dtypes = {grad.dtype for grad in grads}
+        return GradientNorm(
+            total_norm,
+            grads,
+            len(dtypes) == 1,
+            any(dtype.is_complex for dtype in dtypes),
         )
 
     def norms(self, grads: list[Tensor], norm_type: float) -> Tensor | None:
@@ -89,12 +134,16 @@ class LocalGradients(Gradients):
                 norms = self._plan(grads, norm_type)
                 if norms is not None:
                     return norms
-        kinds = {(grad.device, grad.layout) for grad in grads}
-        device, layout = kinds.pop()
-        if kinds or device.type not in DEVICES or layout != torch.strided:
+        if not _on_one_device(grads):
             return None
         self._plan = _Plan(grads)
         return self._plan(grads, norm_type)
+
+
+def _on_one_device(grads: list[Tensor]) -> bool:
+    """Whether gradients, one or more, are dense on one CPU or CUDA device."""
+    (device, layout), *others = {(grad.device, grad.layout) for grad in grads}
+    return not others and device.type in DEVICES and layout == torch.strided
 
 
 class _Plan:
@@ -200,18 +249,10 @@ def _in_order(
 
 
 def _vector(norms: _Tensors) -> Tensor:
-    """Puts 0-dim norms of one dtype and device into one vector.
-
-    torch's fused CUDA kernel returns views of one vector already, except for
-    empty gradients.
-    """
+    """Puts 0-dim norms of one dtype and device into one vector."""
     first = norms[0]
-    if first.is_cpu:
-        # 165 ns a norm, where torch.stack takes 245 for 0-dim tensors.
-        numbers = array("d", map(Tensor.item, norms))
-        return torch.frombuffer(numbers, dtype=torch.float64).to(first.dtype)
-    start, size = first.data_ptr(), first.element_size()
-    places = range(start, start + len(norms) * size, size)
-    if [*map(Tensor.data_ptr, norms)] == [*places]:
-        return first.as_strided((len(norms),), (1,))
-    return torch.stack(norms)
+    if not first.is_cpu:
+        return torch.stack(norms)
+    # 165 ns a norm, where torch.stack takes 245 for 0-dim tensors.
+    numbers = array("d", map(Tensor.item, norms))
+    return torch.frombuffer(numbers, dtype=torch.float64).to(first.dtype)

@@ -1,14 +1,17 @@
-"""Gradients that cannot be clipped, refused before anything changes."""
+"""Gradients that cannot be clipped, refused before any of them changes.
+
+Each check returns what is wrong with a gradient, in words that go on from "the
+gradient of parameter 0", or None.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
-
-from robo_orchard_fasthooks._clipping.gradients import Gradients
+from torch.utils._foreach_utils import _device_has_foreach_support
 
 __all__ = [
     "Name",
@@ -16,12 +19,20 @@ __all__ = [
     "complex_",
     "not_finite",
     "overlapping",
+    "product",
     "refuse",
     "sparse",
+    "unclippable",
+    "without_foreach",
 ]
 
 Name = Callable[[int], str]
 """Names a parameter, given by its index, to the user."""
+
+
+_REDUCTIONS = {"sum", "avg", "max", "min"}
+"""Parts that these reduce may be scaled one by one, by what is not negative.
+"""
 
 
 def by_index(index: int) -> str:
@@ -31,7 +42,13 @@ def by_index(index: int) -> str:
 def refuse(
     params: list[Tensor], fault: Callable[[Tensor], str | None], name: Name
 ) -> None:
-    """Raises for the first gradient with a fault; nothing has changed yet."""
+    """Raises NotImplementedError for the first gradient that has a fault.
+
+    Args:
+        params (list[Tensor]): The parameters whose gradients to check.
+        fault (Callable[[Tensor], str | None]): One of the checks below.
+        name (Name): Names a parameter.
+    """
     for index, param in enumerate(params):
         if param.grad is not None and (what := fault(param.grad)):
             raise NotImplementedError(f"the gradient of {name(index)} {what}")
@@ -64,16 +81,80 @@ def overlapping(grad: Tensor) -> str | None:
     )
 
 
+def without_foreach(grad: Tensor) -> str | None:
+    if _device_has_foreach_support(grad.device):
+        return None
+    return (
+        f"is on a device ({grad.device.type}) that has no foreach kernels; "
+        "leave foreach=None"
+    )
+
+
+def unclippable(
+    by_norm: bool, norm_type: float
+) -> Callable[[Tensor], str | None]:
+    """Makes a check for whatever can be wrong with a scaled gradient.
+
+    Clipping looks for such gradients only after it has failed, or where it
+    has to scale them. That is too late once they have been unscaled.
+    """
+
+    def fault(grad: Tensor) -> str | None:
+        if not by_norm:
+            return sparse(grad) or complex_(grad) or overlapping(grad)
+        if grad.layout != torch.strided and not _has_norm(grad, norm_type):
+            return sparse(grad)
+        if grad.is_complex():
+            return "is complex and cannot be unscaled by a GradScaler"
+        return overlapping(grad)
+
+    return fault
+
+
+def _has_norm(grad: Tensor, norm_type: float) -> bool:
+    try:
+        vector_norm(grad.detach(), float(norm_type))
+    except RuntimeError:  # Sparse COO has one from torch 2.14 on.
+        return False
+    return True
+
+
+def product(grad: Tensor) -> str | None:
+    for placement in getattr(grad, "placements", ()):
+        operation = getattr(placement, "reduce_op", "sum")
+        if operation not in _REDUCTIONS:
+            return (
+                f"is a DTensor with the placement Partial({operation!r}), "
+                "which cannot be clipped in place; assign "
+                "grad.redistribute(placements=...) with Replicate() instead"
+            )
+    return None
+
+
 def not_finite(
-    gradients: Gradients, params: list[Tensor], norm_type: float, name: Name
+    parts: Iterable[Iterable[Tensor]],
+    norm_type: float,
+    name: Name,
+    collective: bool,
 ) -> str:
-    """Says where a norm that is not finite comes from."""
+    """Says where a norm that is not finite comes from.
+
+    Args:
+        parts (Iterable[Iterable[Tensor]]): What this rank has of each
+            gradient.
+        norm_type (float): The p of the p-norm.
+        name (Name): Names a gradient.
+        collective (bool): Whether other ranks may have other parts.
+
+    Returns:
+        str: The message of an error.
+    """
     start = (
         f"the total norm of order {norm_type} of the gradients is not finite"
     )
-    for index, param in enumerate(params):
-        for grad in gradients.local([param]):
+    for index, part in enumerate(parts):
+        for grad in part:
             if grad.numel() and not vector_norm(grad, norm_type).isfinite():
                 return f"{start}, and that of {name(index)} is not"
-    where = " on this rank" if gradients.collective else ""
+    where = " on this rank" if collective else ""
     return f"{start}, though that of each gradient{where} is"

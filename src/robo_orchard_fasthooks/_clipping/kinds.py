@@ -1,0 +1,36 @@
+"""Which class handles some gradients; DTensor is not imported in vain."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from robo_orchard_fasthooks._clipping.local import LocalGradients
+
+if TYPE_CHECKING:
+    from robo_orchard_fasthooks._clipping.dtensor import DTensorGradients
+
+__all__ = ["kind_of"]
+
+
+def kind_of(
+    tensors: list[Tensor],
+) -> type[LocalGradients] | type[DTensorGradients]:
+    """How gradients are stored: plainly, or some of them as DTensors.
+
+    Args:
+        tensors (list[Tensor]): The gradients, or their parameters.
+
+    Returns:
+        type[LocalGradients] | type[DTensorGradients]: The class to use.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None or not any(
+        issubclass(kind, module.DTensor) for kind in set(map(type, tensors))
+    ):
+        return LocalGradients
+    from robo_orchard_fasthooks._clipping.dtensor import DTensorGradients
+
+    return DTensorGradients
