@@ -347,7 +347,7 @@ cdef object _construct(
             and construction.is_unchanged()
             and (
                 keywords == <PyObject*>construction.keywords
-                or construction.learn(keywords)
+                or construction.remember(keywords)
             )
         ):
             namespace = PyDict_Copy(construction.namespace)
