@@ -87,7 +87,7 @@ def savings(results: Results) -> str:
     }
     rows = hooks(results, works)
     return columns(
-        ("per training step, on one CPU core", *COMPARED[1:]),
+        ("on one CPU core", *COMPARED[1:]),
         (
             [title, *row[1:]]
             for title, row in zip(works.values(), rows, strict=True)
