@@ -49,6 +49,10 @@ def with_torch() -> None:
     for name, library in (("upstream", upstream), ("ours", installed)):
         work = f"{name} RoboOrchardLab's step, install()"
         run_counted(work, workloads.step(library), (100, 500))
+    upstream, installed = workloads.upstream_05(), workloads.installed_05()
+    for name, library in (("upstream", upstream), ("ours", installed)):
+        work = f"{name} RoboOrchardLab 0.5's step, install()"
+        run_counted(work, workloads.step_05(library), (100, 500))
     for case, side in clipping.COUNTED:
         title = f"clipping, {case.title}" + f", {side}" * (case.mode == "norm")
         for name, library in clipping.LIBRARIES.items():

@@ -71,6 +71,30 @@ def installed() -> Library:
     return Library("installed", mixin.PipelineHooks, mixin.PipelineHookArgs)
 
 
+def upstream_05() -> Library:
+    """RoboOrchardLab 0.5, the stand-in for it."""
+    import standin
+
+    with standin.imported() as lab:
+        return Library("upstream", lab.PipelineHooks, lab.PipelineHookArgs)
+
+
+def installed_05() -> Library:
+    """RoboOrchardLab 0.5 with `lab.install()`: a second copy of it.
+
+    Where another RoboOrchardLab is accelerated, it is so no longer.
+    """
+    import standin
+    from robo_orchard_fasthooks import lab
+
+    lab.uninstall()
+    with standin.imported() as theirs:
+        lab.install()
+        return Library(
+            "installed", theirs.PipelineHooks, theirs.PipelineHookArgs
+        )
+
+
 def _callbacks(count: int) -> list[Callable[[Any], None]]:
     # Functions of their own: calling one function over and over again is
     # quicker, in a Python loop, than a training loop ever gets to be.
@@ -418,6 +442,70 @@ def step_inlined(args: type) -> Run:
             on_step.reduce_loss = on_batch.reduce_loss
             for after in after_step:
                 after(on_step)
+
+    return run
+
+
+def step_05(library: Library) -> Run:
+    """A whole step of the trainer of 0.5, without model and optimizer.
+
+    Arguments built once with twelve keywords, then given the two attributes of
+    a micro-step; five scopes, three of them on copies, and the last one,
+    on_optimizer_step, on the arguments of on_step after that was left; three
+    hooks on on_step, one on on_batch and one on on_optimizer_step, each with
+    both callbacks.
+    """
+    hooks = library.hooks()
+    channels = (("on_step", 3), ("on_batch", 1), ("on_optimizer_step", 1))
+    for channel, count in channels:
+        for hook in from_callable(count):
+            hooks.register_hook(channel, hook)
+    cls, micro_step = library.args, object()
+
+    def run(n: int) -> None:
+        (
+            accelerator, dataloader, model, optimizer, lr_scheduler,
+            max_step, max_epoch, epoch_id, step_id, global_step_id,
+            start_epoch, start_step, batch, outputs, loss,
+        ) = _VALUES  # fmt: skip
+        for _ in repeat(None, n):
+            on_step = cls(
+                accelerator=accelerator,
+                max_step=max_step,
+                max_epoch=max_epoch,
+                epoch_id=epoch_id,
+                step_id=step_id,
+                global_step_id=global_step_id,
+                dataloader=dataloader,
+                model=model,
+                optimizer=optimizer,
+                lr_scheduler=lr_scheduler,
+                start_epoch=start_epoch,
+                start_step=start_step,
+            )
+            on_step.micro_step = micro_step
+            on_step.is_optimizer_step_boundary = True
+            with hooks.begin("on_step", on_step):
+                with hooks.begin(
+                    "on_batch", on_step.copy_with_updates(batch=batch)
+                ) as on_batch:
+                    with hooks.begin(
+                        "on_model_forward",
+                        arg=on_batch.copy_with_updates(batch=batch),
+                    ) as forward:
+                        forward.model_outputs = outputs
+                    with hooks.begin(
+                        "on_model_backward",
+                        arg=on_batch.copy_with_updates(
+                            batch=batch, model_outputs=outputs
+                        ),
+                    ):
+                        pass
+                    on_batch.model_outputs = outputs
+                on_step.model_outputs = on_batch.model_outputs
+            on_step.is_optimizer_step_committed = False
+            with hooks.begin("on_optimizer_step", on_step):
+                on_step.is_optimizer_step_committed = True
 
     return run
 

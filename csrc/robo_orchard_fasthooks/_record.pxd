@@ -24,7 +24,7 @@ cdef class Recorder:
     cdef object _clock
     cdef object _stats_of
     cdef object _after_scope
-    cdef tuple _known
+    cdef readonly tuple current
     cdef long long now(self) except? -1
     cdef tuple rows(self, tuple hooks, str phase)
     cdef int leave(

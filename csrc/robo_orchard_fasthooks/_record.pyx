@@ -1,6 +1,7 @@
-"""What a HookProfiler keeps: times in a memory that does not grow with them."""
+"""What a HookProfiler keeps: times, in memory that does not grow with steps."""
 
 cimport cython
+from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from *:
@@ -22,13 +23,17 @@ cdef extern from *:
 cdef class Stats:
     """Count, sum, extremes and a histogram of times, in nanoseconds.
 
+    Threads may share it: no method releases the interpreter's lock.
+
     Attributes:
-        count (int): How many times there are.
+        count (int): The number of times.
         sum (int): Their sum.
-        minimum (int): The least of them, 0 if there are none.
-        maximum (int): The greatest.
-        open (Callable[[], object] | None): Called before what is timed.
-        close (Callable[[], object] | None): Called after it.
+        minimum (int): The least time, 0 if there are none.
+        maximum (int): The greatest time, 0 if there are none.
+        open (Callable[[], object] | None): Called before the work that is
+            timed, in its thread.
+        close (Callable[[], object] | None): Called after it, also if it
+            raised.
     """
 
     cdef int add(self, long long time) except -1:
@@ -42,39 +47,54 @@ cdef class Stats:
         return 0
 
     def record(self, time):
-        """Adds a time, in nanoseconds."""
+        """Adds a time.
+
+        Args:
+            time (int): Nanoseconds.
+        """
         self.add(time)
 
     def quantile(self, q):
-        """A quantile, within 13 % of the true one.
+        """Estimates a quantile from the histogram, to within 13 %.
 
         Args:
-            q (float): From 0 to 1.
+            q (float): Between 0 and 1.
 
         Returns:
-            float: Nanoseconds; 0 if there are no times.
+            float: The quantile in nanoseconds, 0 if there are no times.
         """
         cdef long long left = max(1, int(q * self.count + 0.5))
         cdef int bucket
         for bucket in range(BUCKETS):
             left -= self.histogram[bucket]
             if left <= 0:
-                # Up to 15 ns a bucket is one time.
+                # Up to 15 ns each bucket holds one time.
                 value = _least(bucket) if bucket < 16 else (
                     (_least(bucket) + _least(bucket + 1)) / 2
                 )
                 return min(max(value, self.minimum), self.maximum)
         return 0.0
 
+    def copy(self):
+        """Copies the times as they are at one moment, even between threads.
+
+        Returns:
+            Stats: The copy, without `open` and `close`.
+        """
+        cdef Stats copy = Stats.__new__(Stats)
+        copy.count, copy.sum = self.count, self.sum
+        copy.minimum, copy.maximum = self.minimum, self.maximum
+        memcpy(copy.histogram, self.histogram, sizeof(self.histogram))
+        return copy
+
     def clear(self):
         """Forgets all times."""
         self.count = self.sum = self.minimum = self.maximum = 0
-        for bucket in range(BUCKETS):
-            self.histogram[bucket] = 0
+        memset(self.histogram, 0, sizeof(self.histogram))
 
 
 cdef double _least(int bucket):
-    # The least time that falls into it.
+    # The least time that falls into the bucket.
     if bucket < 16:
         return bucket
     return <double>(8 + bucket % 8) * (<long long>1 << (bucket // 8 - 1))
@@ -83,20 +103,22 @@ cdef double _least(int bucket):
 @cython.final
 @cython.auto_pickle(False)
 cdef class Recorder:
-    """Times the hooks of one channel, and its scopes.
+    """Times the scopes of one channel and the callbacks in them.
 
     Args:
-        stats_of (Callable[[tuple, str], tuple[Stats, ...]]): Gives the Stats of
-            some hooks in a phase, in their order. Asked anew when the hooks of
-            the channel change.
-        clock (Callable[[], int] | None): Nanoseconds; the monotonic clock of
-            the system if None.
+        stats_of (Callable[[tuple, str], tuple[Stats, ...]]): Returns the Stats
+            of each of the given hooks in a phase, in their order. Called again
+            when the hooks of the channel have changed.
+        clock (Callable[[], int] | None): Returns nanoseconds; None is the
+            system's monotonic clock.
         after_scope (Callable[[], object] | None): Called when a scope has been
             left.
 
     Attributes:
-        scopes (Stats): Of whole scopes, hooks included.
-        bodies (Stats): Of what they are around.
+        scopes (Stats): The times of whole scopes, callbacks included.
+        bodies (Stats): The times of the bodies of the scopes.
+        current (tuple | None): The hooks that were timed last, with the Stats
+            of their `before` and of their `after` callbacks.
     """
 
     def __init__(self, stats_of, clock=None, after_scope=None):
@@ -114,18 +136,19 @@ cdef class Recorder:
         return <long long>time.tv_sec * 1_000_000_000 + time.tv_nsec
 
     cdef tuple rows(self, tuple hooks, str phase):
-        cdef tuple known = self._known
-        if known is None or known[0] is not hooks:
+        # Read once: another thread may replace it, or forget it.
+        cdef tuple current = self.current
+        if current is None or current[0] is not hooks:
             befores = self._stats_of(hooks, "before")
             afters = self._stats_of(hooks, "after")
             if not len(befores) == len(afters) == len(hooks):
-                raise ValueError("there have to be Stats for each hook")
-            known = self._known = (hooks, befores, afters)
-        return known[1] if phase == "before" else known[2]
+                raise ValueError("stats_of has to return Stats for each hook")
+            current = self.current = (hooks, befores, afters)
+        return current[1] if phase == "before" else current[2]
 
     def forget_hooks(self):
-        """Lets go of the hooks."""
-        self._known = None
+        """Drops the references to the hooks; the times stay."""
+        self.current = None
 
     cdef int leave(
         self, long long entered, long long began, long long ended

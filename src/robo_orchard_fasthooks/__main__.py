@@ -76,7 +76,7 @@ def info() -> None:
         try:
             print(package, version(package))
         except PackageNotFoundError:
-            print(package, "(unknown version)")
+            print(package, "of an unknown version")
     devices = range(torch.cuda.device_count())
     names = ", ".join(map(torch.cuda.get_device_name, devices))
     print(f"CUDA {torch.version.cuda or 'not built in'}: {names or 'no GPU'}")

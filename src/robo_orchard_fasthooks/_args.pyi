@@ -1,3 +1,5 @@
+"""The arguments that hooks are called with."""
+
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,34 @@ from typing_extensions import Self, disjoint_base
 @disjoint_base
 @dataclass
 class PipelineHookArgs:
+    """The state of the pipeline that a hook is called with.
+
+    Behaves as the dataclass that it replaces: `dataclasses.fields`, `asdict`
+    and `replace`, `repr`, `==`, pickling, `@dataclass` subclasses and extra
+    attributes all work. `vars()` is a read-only view: writing to it raises
+    TypeError.
+
+    Attributes:
+        accelerator (Accelerator): The accelerator of the run.
+        epoch_id (int): Epochs completed, from 0.
+        step_id (int): Steps completed in this epoch, from 0.
+        global_step_id (int): Steps completed in all, from 0.
+        max_epoch (int | None): Epochs to train for, if limited.
+        max_step (int | None): Steps to train for, if limited.
+        start_epoch (int): Epoch that the run started or resumed at.
+        start_step (int): Step that the run started or resumed at.
+        dataloader (Iterable | None): The source of the batches.
+        optimizer (torch.optim.Optimizer | None): The prepared optimizer.
+        lr_scheduler (AcceleratedScheduler | None): The prepared scheduler.
+        batch (Any): The current batch.
+        model_outputs (Any): What the model returned for the batch.
+        reduce_loss (torch.Tensor | None): The loss, averaged over processes: a
+            scalar.
+        model (torch.nn.Module | None): The prepared model.
+        exception (BaseException | None): While the `after` hooks of a scope
+            run: the exception that the scope raised, None if it raised none.
+    """
+
     accelerator: Accelerator
     epoch_id: int = 0
     step_id: int = 0
@@ -28,7 +58,23 @@ class PipelineHookArgs:
     model: torch.nn.Module | None = None
     exception: BaseException | None = None
 
-    def copy_with_updates(self, **kwargs: Any) -> Self: ...
+    def copy_with_updates(self, **kwargs: Any) -> Self:
+        """Copies these arguments and sets some attributes of the copy.
+
+        A subclass is copied through its constructor, which gets the fields
+        that it takes. What is left in slots of the subclass is copied as it
+        is.
+
+        Args:
+            **kwargs: The attributes to set, by name.
+
+        Returns:
+            PipelineHookArgs: The copy, of the same class.
+
+        Raises:
+            AttributeError: A key is not an attribute.
+        """
+
     def __replace__(self, **changes: Any) -> Self: ...
     def __reduce__(
         self,

@@ -1,4 +1,4 @@
-"""Hooks, channels and callbacks in words."""
+"""Descriptions of hooks, channels and callbacks for people to read."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ _METHODS = {phase: vars(_FromCallable)[phase] for phase in _PHASES}
 
 
 def describe(channels: Mapping[Any, Any]) -> str:
-    """Lists the hooks of some channels in the order in which they run.
+    """Lists the hooks of channels in the order in which they run.
 
     Args:
         channels (Mapping[str, HookContextChannel]): The channels by name.
 
     Returns:
-        str: For each channel that has hooks its name; under it each hook with
-            its position; under that its callbacks with file and line.
+        str: For each channel that has hooks, its name, then its hooks with
+            their positions and callbacks, with file and line of each callback;
+            "no hooks" if no channel has any.
     """
     lines = []
     for name, channel in channels.items():
@@ -57,10 +58,12 @@ def describe(channels: Mapping[Any, Any]) -> str:
 def add_note(
     error: BaseException, channel: str, position: int, hook: Any, phase: Phase
 ) -> None:
-    """Notes on an exception which hook it came from, once (Python 3.11).
+    """Adds a note to an exception that names the hook which raised it.
+
+    The same note is added only once. Notes need Python 3.11.
 
     Args:
-        error (BaseException): What the hook raised.
+        error (BaseException): The exception that the hook raised.
         channel (str): The channel that the hook is registered on.
         position (int): The position of the hook in the channel, from 0.
         hook (HookContext): The hook.
@@ -75,14 +78,14 @@ def add_note(
 
 
 def channel_repr(channel: Any, cls: type) -> str:
-    """The `repr` of a channel, laid out as robo_orchard_core does.
+    """Returns the `repr` of a channel in robo_orchard_core's layout.
 
     Args:
         channel (HookContextChannel): The channel.
         cls (type): The class to show.
 
     Returns:
-        str: Its name and hooks.
+        str: The class, and the name and the hooks of the channel.
     """
     hooks = ",\n".join(
         f"{position}: {hook_repr(hook)}"
@@ -93,9 +96,9 @@ def channel_repr(channel: Any, cls: type) -> str:
 
 
 def hook_repr(hook: Any) -> str:
-    """The `repr` of a hook, also where its own raises.
+    """Returns the `repr` of a hook, even if the hook's own `repr` raises.
 
-    robo_orchard_core's reads the source of the callbacks, which partials,
+    robo_orchard_core's reads the source code of the callbacks, which partials,
     builtins and compiled functions do not have.
     """
     try:
@@ -114,7 +117,7 @@ def _boxed(cls: type, content: str) -> str:
 
 
 def callback_of(hook: Any, phase: Phase) -> Callable[..., Any] | None:
-    """The function that the hook runs in that phase, None if there is none."""
+    """Returns what a hook calls in a phase, None if it calls nothing."""
     if (
         type(hook) is _FromCallable
         and phase not in vars(hook)
@@ -125,7 +128,7 @@ def callback_of(hook: Any, phase: Phase) -> Callable[..., Any] | None:
 
 
 def label(hook: Any) -> str:
-    """The class that the hook belongs to, and its name if it has one."""
+    """Returns the class of a hook, or of its methods, and its name, if any."""
     owner = hook
     if type(hook) is _FromCallable:
         for phase in _PHASES:
@@ -141,12 +144,12 @@ def label(hook: Any) -> str:
 
 
 def where(function: Any) -> str:
-    """The name of a callable, with file and line if it was not compiled."""
+    """Returns the name of a callable, with file and line if it has them."""
     while isinstance(function, functools.partial):
         function = function.func
     try:
         function = inspect.unwrap(function)
-    except ValueError:  # A proxy that has every attribute, without an end.
+    except ValueError:  # A proxy with every attribute wraps itself endlessly.
         pass
     code = getattr(function, "__code__", None)
     name = getattr(function, "__qualname__", None)

@@ -26,10 +26,15 @@ class GradientClippingHook(PipelineHooks):
     and does nothing when the step failed. Its settings may be changed between
     steps. Where gradients are sharded, every rank has to run it.
 
+    Gradients and settings that are refused leave every gradient as it was. If
+    a GradScaler has unscaled gradients when an error occurs, they are scaled
+    again, and the next step works.
+
     Note:
-        With an OptimizerHook on the same hooks, register this one first:
-        callbacks run in the order of registration, and the optimizer is to
-        step on clipped gradients. The wrong order is warned of.
+        Register this hook before an OptimizerHook: callbacks run in the order
+        of registration, and the optimizer has to step on clipped gradients.
+        If an OptimizerHook has stepped the optimizer earlier in the same
+        phase, this hook warns once and names the positions of both.
 
     Args:
         cfg (GradientClippingHookConfig): The settings.
@@ -48,15 +53,24 @@ class GradientClippingHook(PipelineHooks):
     """The p of the p-norm, `inf` included, in mode "norm"."""
 
     error_if_nonfinite: bool
-    """Whether a norm that is NaN or infinite is an error, in mode "norm"."""
+    """Whether a norm that is NaN or infinite is an error, in mode "norm".
+
+    Under a GradScaler the error does not lower the loss scale; a call of
+    `accelerator.scaler.update()` does.
+    """
 
     foreach: bool | None
-    """False loops over plain gradients one by one; True insists on foreach
-    kernels, which some devices do not have."""
+    """False loops over plain gradients one by one; True requires foreach
+    kernels and is an error on devices that do not have them."""
 
     total_norm: torch.Tensor | None
-    """The last norm before clipping, over all ranks: 0-dim, on the device of
-    the gradients. None before the first."""
+    """The norm before clipping that was computed last, over all ranks: 0-dim,
+    a plain tensor on the device of the gradients.
+
+    A step that computes no norm (without gradients, by value, or where an
+    accelerator's own method returns neither a number nor a tensor of one
+    element) leaves it as it was. It is None before the first norm.
+    """
 
     def __init__(self, cfg: GradientClippingHookConfig):
         super().__init__()
@@ -78,11 +92,11 @@ class GradientClippingHook(PipelineHooks):
             hook_args (PipelineHookArgs): Has `accelerator` and `optimizer`.
 
         Raises:
-            ValueError: There is no optimizer, or a setting is not what it may
-                be.
-            NotImplementedError: A gradient cannot be clipped so.
-            RuntimeError: The norm is not finite, and that is an error; or the
-                FSDP module of a parameter is unknown.
+            ValueError: There is no optimizer, or a setting is invalid.
+            NotImplementedError: A gradient cannot be clipped with these
+                settings.
+            RuntimeError: The norm is not finite and `error_if_nonfinite` is
+                set, or the FSDP module of a parameter is unknown.
         """
         total_norm = clip_at_step(self, hook_args)
         if total_norm is not None:
@@ -90,14 +104,14 @@ class GradientClippingHook(PipelineHooks):
 
 
 class GradientClippingHookConfig(PipelineHooksConfig[GradientClippingHook]):
-    """Makes a GradientClippingHook.
+    """The settings of a GradientClippingHook; calling it makes one.
 
     Raises:
         ValueError: The bound of the mode is missing, negative or NaN, or
             `norm_type` is NaN.
     """
 
-    # JSON has no infinity, and `norm_type` may well be one.
+    # JSON has no infinity, which `norm_type` may be.
     model_config = {"ser_json_inf_nan": "strings"}
 
     class_type: ClassType[GradientClippingHook] = GradientClippingHook
@@ -118,8 +132,8 @@ class GradientClippingHookConfig(PipelineHooksConfig[GradientClippingHook]):
     """Whether a norm that is NaN or infinite is an error, in mode "norm"."""
 
     foreach: bool | None = None
-    """False loops over plain gradients one by one; True insists on foreach
-    kernels, which some devices do not have."""
+    """False loops over plain gradients one by one; True requires foreach
+    kernels and is an error on devices that do not have them."""
 
     def __post_init__(self) -> None:
         bound = "clip_value" if self.clip_mode == "value" else "max_norm"

@@ -12,64 +12,55 @@ from contextlib import (
     suppress,
 )
 from dataclasses import dataclass
-from functools import wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from inspect import signature
 from threading import RLock
 from types import MappingProxyType
-from typing import Any
 
-from robo_orchard_core.utils.hook import HookContextChannel
-from torch import Tensor
+from packaging.version import InvalidVersion, Version
 
-from robo_orchard_fasthooks import _dispatch, _fast_dataclass
-from robo_orchard_fasthooks._clipping.step import (
-    ClipSettings,
-    clip_at_step,
-    clip_gradients,
-)
-from robo_orchard_fasthooks._lab.patching import (
-    AppliedPatch,
-    Patch,
-    PatchError,
-    check_home,
-)
-from robo_orchard_fasthooks.mixin import PipelineHooks
+from robo_orchard_fasthooks import _dispatch
+from robo_orchard_fasthooks._lab.patches import MODULES, PACKAGE, patches
+from robo_orchard_fasthooks._lab.patching import AppliedPatch, PatchError
 
 __all__ = ["Status", "install", "status", "uninstall"]
 
-_LAB = "robo_orchard_lab"
-_MIXIN = f"{_LAB}.pipeline.hooks.mixin"
-_GRAD_CLIP = f"{_LAB}.pipeline.hooks.grad_clip"
-_TRAINER = f"{_LAB}.pipeline.training.hook_based_trainer"
+_TESTED = {
+    "0.4.0": "supported, and tested with the published package",
+    "0.5.0": "supported; its public repository of August 2026 was tested by "
+    "hand, a stand-in for it is tested on each change",
+}
 
 
 def install(verbose: bool = False) -> AbstractContextManager[None]:
-    """Accelerates RoboOrchardLab's own classes, which stay what they are.
+    """Accelerates RoboOrchardLab's own classes without exchanging them.
 
-    PipelineHooks that are made from now on, of whatever subclass, dispatch
-    through compiled channels; hooks and configs of this package are taken
-    wherever RoboOrchardLab's are; GradientClippingHook clips as ours does.
-    PipelineHooks that were made before keep the channels that they have.
-    Pickles, checkpoints and configs load without this package.
+    PipelineHooks that are made afterwards, of any subclass, dispatch through
+    compiled channels, and PipelineHookArgs are built and copied by compiled
+    code. Hooks and configs of this package are accepted wherever those of
+    RoboOrchardLab are, and RoboOrchardLab's GradientClippingHook and trainer
+    clip with the functions of this package. PipelineHooks that were made
+    before keep their channels. Pickles, checkpoints and configs that are
+    written in the meantime load without this package.
 
-    It holds in this process, and in those forked from it. A process that is
-    spawned has to install for itself.
+    The effect is limited to this process and to those forked from it. A
+    process that is spawned has to call `install` itself.
 
-    A name of RoboOrchardLab that is not where 0.4 or 0.5 has it, or is patched
-    by others, is left alone; one warning lists them. What is patched later
-    counts, but for robo_orchard_core's HookContextChannel.
+    A function of RoboOrchardLab that differs from those of 0.4 and 0.5, or
+    that somebody else has patched, is left alone; one warning lists them all.
+    Patches that are made later take effect, except those of
+    robo_orchard_core's HookContextChannel.
 
     Args:
         verbose (bool): Whether to print `status()`.
 
     Returns:
-        AbstractContextManager: Leaving it uninstalls, unless it was installed
-            before or has been installed anew.
+        AbstractContextManager: A context manager that uninstalls on exit. It
+            does not if RoboOrchardLab was accelerated before this call, or was
+            uninstalled and installed again since.
 
     Raises:
-        ImportError: RoboOrchardLab is not there, or cannot be imported.
+        ImportError: RoboOrchardLab is not installed, or cannot be imported.
     """
     global _installation
     made = None
@@ -87,10 +78,10 @@ def install(verbose: bool = False) -> AbstractContextManager[None]:
 
 
 def uninstall() -> None:
-    """Puts back what `install` has replaced, the very same objects.
+    """Puts the original functions back, the very same objects.
 
-    PipelineHooks that were made in between go on working. What others have
-    patched since is left to them, with a warning.
+    PipelineHooks that were made in the meantime keep working. A function that
+    somebody else has patched since `install` is left alone, with a warning.
     """
     global _installation
     with _lock:
@@ -101,50 +92,69 @@ def uninstall() -> None:
 
 @dataclass(frozen=True)
 class Status:
-    """What is replaced in RoboOrchardLab; it reads well in print."""
+    """What is replaced in RoboOrchardLab; print it to read it."""
 
     installed: bool
-    """Whether `install` is on."""
+    """Whether `install` is in effect."""
 
     names: Mapping[str, str]
-    """For each name of RoboOrchardLab: "replaced"; "original", with the reason
-    if it was left alone; or "patched by others since"."""
+    """The full name of each function of RoboOrchardLab, and its state:
+    "replaced"; "original", with the reason if it was left alone; or "patched
+    by others since"."""
 
     versions: Mapping[str, str | None]
-    """The versions of both packages, None for one that is not there."""
+    """The versions of both packages; None for one that is not installed."""
 
     extension: str
     """The file that the compiled dispatch was loaded from."""
 
+    @property
+    def support(self) -> str:
+        """Whether this version of RoboOrchardLab is supported and tested."""
+        found = self.versions[PACKAGE]
+        if found is None:
+            return "not installed"
+        relation = "not one of"
+        with suppress(InvalidVersion):
+            # Without what a build of one's own adds, as in 0.5.0+abc123.
+            public = Version(found).public
+            if public in _TESTED:
+                return _TESTED[public]
+            if Version(public) > max(map(Version, _TESTED)):
+                relation = "newer than"
+        return (
+            f"{relation} the tested versions ({', '.join(_TESTED)}); what "
+            "differs from them is left alone"
+        )
+
     def __str__(self) -> str:
-        ours, lab = (
-            f"{package} {number or '(not there)'}"
+        this, lab = (
+            f"{package} {number or '(not installed)'}"
             for package, number in self.versions.items()
         )
-        on = "" if self.installed else "not "
-        names = {
-            name.removeprefix(f"{_LAB}."): state
-            for name, state in self.names.items()
-            if self.versions[_LAB]
-        }
-        width = max(map(len, names), default=0)
-        return "\n".join(
-            [
-                f"{ours} is {on}installed in {lab}",
-                f"  compiled extension: {self.extension}",
-                *(f"  {name:<{width}}  {names[name]}" for name in names),
-            ]
-        )
+        lines = [
+            f"{this} is {'' if self.installed else 'not '}active in {lab}",
+            f"  compiled extension: {self.extension}",
+        ]
+        if self.versions[PACKAGE]:
+            lines.append(f"  {lab}: {self.support}")
+            names = {
+                name.removeprefix(f"{PACKAGE}."): state
+                for name, state in self.names.items()
+            }
+            width = max(map(len, names))
+            lines += [f"  {name:<{width}}  {names[name]}" for name in names]
+        return "\n".join(lines)
 
 
 def status() -> Status:
-    """Tells what is replaced. It imports nothing.
+    """Tells what is replaced, without importing anything.
 
     Returns:
-        Status: To be printed or asked.
+        Status: The state of each function, and the versions.
     """
     if _installation is None:
-        names = {patch.name: "original" for patch in _patches()}
+        names = {patch.name: "original" for patch in patches()}
     else:
         names = {
             name: f"original: {found}"
@@ -154,7 +164,7 @@ def status() -> Status:
             else "patched by others since"
             for name, found in _installation.names.items()
         }
-    packages = ("robo_orchard_fasthooks", _LAB)
+    packages = ("robo_orchard_fasthooks", PACKAGE)
     return Status(
         installed=_installation is not None,
         names=MappingProxyType(names),
@@ -166,7 +176,7 @@ def status() -> Status:
 @dataclass(frozen=True)
 class _Installation:
     names: dict[str, AppliedPatch | str]
-    """What was replaced, or why it was left alone."""
+    """What was replaced, or why a function was left alone."""
 
     undo: ExitStack
 
@@ -187,13 +197,14 @@ def _leaving(installation: _Installation | None) -> Iterator[None]:
 def _install() -> _Installation:
     names: dict[str, AppliedPatch | str] = {}
     try:
-        import_module(_LAB)
-        # All of them before anything is replaced, which they may import.
-        for module in (_MIXIN, _GRAD_CLIP, _TRAINER):
-            with suppress(ModuleNotFoundError):  # The patches will say.
+        import_module(PACKAGE)
+        # All of them before the first patch: a module that is imported later
+        # could import a replacement from another, and keep it.
+        for module in MODULES:
+            with suppress(ModuleNotFoundError):  # Its patches report it.
                 import_module(module)
         with ExitStack() as undo:
-            for patch in _patches():
+            for patch in patches():
                 try:
                     names[patch.name] = patch.replace(undo)
                 except PatchError as change:
@@ -201,14 +212,14 @@ def _install() -> _Installation:
             _warn_of({k: v for k, v in names.items() if isinstance(v, str)})
             return _Installation(names, undo.pop_all())
     except ImportError as error:
-        if error.name == _LAB:
+        if error.name == PACKAGE:
             raise ImportError(
                 "RoboOrchardLab, which install() accelerates, is not "
                 "installed: pip install robo_orchard_lab",
-                name=_LAB,
+                name=PACKAGE,
             ) from None
         raise ImportError(
-            f"RoboOrchardLab {_version(_LAB)} cannot be imported: {error}",
+            f"RoboOrchardLab {_version(PACKAGE)} cannot be imported: {error}",
             name=error.name,
         ) from error
 
@@ -217,125 +228,16 @@ def _warn_of(left_alone: dict[str, str]) -> None:
     if left_alone:
         reasons = "; ".join(f"{k}: {v}" for k, v in left_alone.items())
         warnings.warn(
-            f"RoboOrchardLab {_version(_LAB)} is not quite the one that "
-            "robo_orchard_fasthooks knows, so these stay as they are: "
-            f"{reasons}. All else is accelerated",
+            f"RoboOrchardLab {_version(PACKAGE)} differs from the versions "
+            "that robo_orchard_fasthooks supports. These functions are left "
+            f"alone: {reasons}. Everything else is accelerated",
             stacklevel=4,
         )
 
 
 def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return getattr(sys.modules.get(package), "__version__", None)
-
-
-def _patches() -> list[Patch]:
-    def ours(method: str, parameters: str) -> Patch:
-        replacement = vars(PipelineHooks)[method]
-        path = f"PipelineHooks.{method}"
-        return Patch(_MIXIN, path, lambda *_: replacement, parameters)
-
-    return [
-        Patch(_MIXIN, "PipelineHooks.__init__", _compiled_channels),
-        ours("begin", "self, channel, arg"),
-        ours("register_hook", "self, channel, hook"),
-        ours("register_pipeline_hooks", "self, hooks"),
-        ours("from_hooks", "cls, hooks"),
-        _Construction(_MIXIN, "PipelineHookArgs.__init__", _if_plain),
-        Patch(
-            _MIXIN,
-            "PipelineHookArgs.copy_with_updates",
-            _quick_copy,
-            "self, **kwargs",
-        ),
-        *_clipping_patches(),
-    ]
-
-
-def _compiled_channels(owner: Any, original: Any) -> Any:
-    for method in vars(HookContextChannel).values():
-        if callable(method):
-            check_home(method, HookContextChannel.__module__)
-    args = getattr(sys.modules[_MIXIN], "PipelineHookArgs", None)
-    publishes_exception = "exception" in getattr(
-        args, "__dataclass_fields__", ()
-    )
-
-    @wraps(original)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        original(self, *args, **kwargs)
-        if isinstance(self.hooks, dict):
-            for name, channel in self.hooks.items():
-                # One that is not empty has handles, which would lose it.
-                if type(channel) is HookContextChannel and not len(channel):
-                    self.hooks[name] = _dispatch.in_place(
-                        vars(channel), publishes_exception
-                    )
-
-    return __init__
-
-
-def _if_plain(cls: Any, original: Any) -> Any:
-    reason = _fast_dataclass.unsupported_reason(cls)
-    if reason is not None:
-        raise PatchError(f"{cls.__name__} is not a plain dataclass: {reason}")
-    return original
-
-
-def _quick_copy(cls: Any, original: Any) -> Any:
-    return _fast_dataclass.copying(_if_plain(cls, original))
-
-
-class _Construction(Patch):
-    """Calls of a class: its `__init__` stays, and is not run."""
-
-    def replace(self, undo: ExitStack) -> AppliedPatch:
-        replaced = super().replace(undo)
-        undo.callback(_fast_dataclass.disable, replaced.owner)
-        _fast_dataclass.enable(replaced.owner)
-        return replaced
-
-
-def _clipping_patches() -> list[Patch]:
-    function = "_clip_optimizer_gradients"
-    if hasattr(sys.modules.get(_GRAD_CLIP), function):  # From 0.5 on.
-        parameters = ", ".join(signature(_clip_optimizer_gradients).parameters)
-        return [
-            Patch(
-                module,
-                function,
-                lambda *_: _clip_optimizer_gradients,
-                parameters,
-            )
-            for module in (_GRAD_CLIP, _TRAINER)
-        ]
-    return [
-        Patch(
-            _GRAD_CLIP,
-            "GradientClippingHook._gradient_clipping",
-            lambda *_: _gradient_clipping,
-            "self, hook_args",
-        )
-    ]
-
-
-def _gradient_clipping(self: Any, hook_args: Any) -> None:
-    """Clips the gradients, as robo_orchard_fasthooks does."""
-    # Others are taken for "do not clip" there, and may be set to say so.
-    if self.clip_mode in ("norm", "value"):
-        clip_at_step(self, hook_args)
-
-
-def _clip_optimizer_gradients(
-    accelerator: Any,
-    optimizer: Any,
-    clip_mode: str,
-    clip_value: float | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-) -> Tensor | None:
-    """Clips the gradients, as robo_orchard_fasthooks does."""
-    settings = ClipSettings(clip_mode, clip_value, max_norm, norm_type)
-    return clip_gradients(settings, accelerator, optimizer)
+    # What is imported may be a source tree beside an installed release.
+    imported = getattr(sys.modules.get(package), "__version__", None)
+    with suppress(PackageNotFoundError):
+        return imported or version(package)
+    return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from textwrap import indent
 from typing import (
@@ -17,7 +15,6 @@ from typing import (
     get_args,
     runtime_checkable,
 )
-from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator
@@ -36,7 +33,7 @@ from robo_orchard_fasthooks._describe import describe
 from robo_orchard_fasthooks._dispatch import (
     HookContextChannel,
     RemoveableHandle,
-    check_hook,
+    check_merge,
     find_channel,
 )
 
@@ -187,9 +184,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
             TypeError: `hook` has no callable `before` and `after`, or is not
                 hashable.
         """
-        registered = find_channel(self, channel)
-        _warn_of_late_clipping(registered, (hook,))
-        return registered.register(hook)
+        return find_channel(self, channel).register(hook)
 
     def register_pipeline_hooks(
         self, hooks: _HooksLike
@@ -220,15 +215,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
         ]
         # Everything is checked before anything is registered.
         for mine, theirs in pairs:
-            if mine.name != theirs.name:
-                raise ValueError(
-                    f"Cannot register hook channel {theirs.name} "
-                    f"to {mine.name}"
-                )
-            for hook in theirs._context_handlers:
-                check_hook(hook)
-        for mine, theirs in pairs:
-            _warn_of_late_clipping(mine, theirs._context_handlers)
+            check_merge(mine, theirs)
         handles = [
             mine.register_hook_channel(theirs) for mine, theirs in pairs
         ]
@@ -341,54 +328,3 @@ def _make_hooks(given: Any) -> Any:
     raise TypeError(
         f"Expected PipelineHooks or PipelineHooksConfig, but got {type(given)}"
     )
-
-
-_warned_of: WeakSet[HookContext[Any]] = WeakSet()
-
-
-def _warn_of_late_clipping(channel: Any, added: Iterable[Any]) -> None:
-    """Warns if a hook to add clips gradients after another has stepped."""
-    for hook in added:
-        if _runs(hook, "GradientClippingHook"):
-            break
-    else:
-        return
-    hooks = list(dict.fromkeys((*channel._context_handlers, *added)))
-    stepping = [_runs(hook, "OptimizerHook") for hook in hooks]
-    if True not in stepping:
-        return
-    first = stepping.index(True)
-    for position in range(max(first, len(channel)), len(hooks)):
-        hook = hooks[position]
-        if _runs(hook, "GradientClippingHook") and hook not in _warned_of:
-            warnings.warn(
-                f"GradientClippingHook is at position {position} of "
-                f"{channel.name!r}, after OptimizerHook at position {first}: "
-                "the optimizer steps on unclipped gradients. Register "
-                "GradientClippingHook first (with HookBasedTrainer: pass it "
-                "as grad_clip=)",
-                stacklevel=_caller(),
-            )
-            _warned_of.add(hook)
-
-
-def _runs(hook: Any, name: str) -> bool:
-    """Whether a hook calls a method of a class of that name, whoever's."""
-    owner = getattr(getattr(hook, "_after", None), "__self__", hook)
-    for cls in type(owner).__mro__:
-        if cls.__name__ == name:
-            return True
-    return False
-
-
-def _caller() -> int:
-    """The `stacklevel`, for warnings.warn, of the code that called us.
-
-    RoboOrchardLab's own is not it: with `lab.install` it calls ours.
-    """
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and str(frame.f_globals.get("__name__")).startswith(
-        (__name__, "robo_orchard_lab.")
-    ):
-        frame, level = frame.f_back, level + 1
-    return level

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robo_orchard_fasthooks._clipping.order import unwrapped
 from robo_orchard_fasthooks.mixin import (
     ClassType,
     HookContext,
@@ -16,11 +17,15 @@ __all__ = ["OptimizerHook", "OptimizerHookConfig"]
 class OptimizerHook(PipelineHooks):
     """Steps the optimizer and the learning rate scheduler after each step.
 
-    It does nothing when the step failed: its gradients are half made.
+    It does nothing when the step failed, since its gradients are incomplete.
 
     Args:
         cfg (OptimizerHookConfig | None): Holds no settings.
     """
+
+    _stepped: int | None
+    """The id of the unwrapped optimizer that was stepped when the hook last
+    ran, None if it stepped none; read by GradientClippingHook."""
 
     def __init__(self, cfg: OptimizerHookConfig | None = None):
         super().__init__()
@@ -37,9 +42,10 @@ class OptimizerHook(PipelineHooks):
         Raises:
             ValueError: One of them is None.
         """
+        self._stepped = None
         if getattr(hook_args, "exception", None) is not None:
             return
-        # The trainer of RoboOrchardLab 0.5 steps by itself, and says so.
+        # The trainer of RoboOrchardLab 0.5 steps the optimizer by itself.
         if hasattr(hook_args, "is_optimizer_step_committed"):
             return
         optimizer = hook_args.optimizer
@@ -57,9 +63,10 @@ class OptimizerHook(PipelineHooks):
         optimizer.step()
         lr_scheduler.step()
         optimizer.zero_grad()
+        self._stepped = id(unwrapped(optimizer))
 
 
 class OptimizerHookConfig(PipelineHooksConfig[OptimizerHook]):
-    """Makes an OptimizerHook."""
+    """The config of an OptimizerHook; calling it makes one."""
 
     class_type: ClassType[OptimizerHook] = OptimizerHook

@@ -1,79 +1,102 @@
-"""Which hook takes how long."""
+"""HookProfiler: how long each hook of a training loop takes."""
 
 from __future__ import annotations
 
 import json
-import warnings
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from robo_orchard_fasthooks._describe import Phase, callback_of, label, where
 from robo_orchard_fasthooks._dispatch import (
     Registrations,
     recorder_of,
     set_recorder,
 )
 from robo_orchard_fasthooks._profiling import report
-from robo_orchard_fasthooks._profiling.markers import (
-    DeviceTimes,
-    nvtx_range,
-    profiler_range,
+from robo_orchard_fasthooks._profiling.rows import (
+    CallbackTimes,
+    ChannelProfile,
+    ChannelRows,
+    Profile,
+    ProfilerSettings,
+    Times,
 )
-from robo_orchard_fasthooks._record import Recorder, Stats
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from typing_extensions import Self
 
-__all__ = ["HookProfiler"]
+__all__ = [
+    "CallbackTimes",
+    "ChannelProfile",
+    "HookProfiler",
+    "Profile",
+    "Times",
+]
+
+
+class _HasChannels(Protocol):
+    # RoboOrchardLab's PipelineHooks are not a subclass of this package's.
+    @property
+    def hooks(self) -> Mapping[Any, Any]: ...
 
 
 class HookProfiler:
-    """Times the hooks of a training loop, each by itself.
+    """Times each hook of a training loop.
 
-    While it is on, it keeps for each hook, phase and channel the count, sum,
-    extremes and a histogram of times: its memory does not grow with steps.
-    Use it as a context manager, or by `start` and `stop`.
+    While it is on, it keeps the count, sum, extremes and a histogram of the
+    times of each hook, by phase and channel, so its memory does not grow with
+    the number of steps. Use it as a context manager, or call `start` and
+    `stop`::
 
         with HookProfiler(hooks) as profiler:
             train(hooks)
         print(profiler.table())
 
-    A scope is timed if it is on from one end of it to the other. Hooks that
-    are registered while it is on are timed too; channels that are put in are
-    not, and neither is a deep copy of the hooks, which can have a profiler of
-    its own. Rows are kept by name and place: names that differ with each step
-    add up.
+    A scope is timed if the profiler was on when it was entered and when it was
+    left. Hooks that are registered while it is on are timed too. Channels that
+    are added to `hooks.hooks` while it is on are not, nor are copies of the
+    hooks; a copy can have a profiler of its own. Hooks with the same name and
+    the same callback share a row, also when they are registered anew in each
+    step; a hook with a new name in each step adds a row in each step.
+
+    Hooks may run in several threads: their times add up. `to_dict`, `table`,
+    `reset`, `start` and `stop` may be called from any thread meanwhile. What
+    is read then holds callbacks of scopes that have not been left, so that
+    their share of the scopes' time may be too high.
 
     Args:
-        hooks (PipelineHooks): The hooks: of this package, or of
-            RoboOrchardLab with `lab.install`.
-        record_function (bool): Whether each callback is a range of torch's
-            profiler, as `on_step.after:GradientClippingHook`.
-        nvtx (bool): Whether it is a range of NVTX.
-        device_time (bool): Whether to time what a callback has the CUDA device
-            do, by events in its current stream. Nobody waits for them before
-            the times are asked for.
-        warn_above (float | None): The share of its scope's time above which a
-            hook is warned of, once.
-        window (int): Over how many scopes that share is taken.
-        clock (Callable[[], int] | None): Nanoseconds, instead of the system's
-            monotonic clock.
+        hooks (PipelineHooks): The hooks, of this package or, after
+            `lab.install()`, of RoboOrchardLab.
+        record_function (bool): Whether to make each callback a range of
+            torch's profiler, such as `on_step.after:GradientClippingHook`.
+        nvtx (bool): Whether to make each callback an NVTX range.
+        device_time (bool): Whether to time the work that a callback launches
+            in the CUDA stream that is current when it begins. The time is the
+            one between two CUDA events: it includes gaps in which the device
+            waited for the host to launch more. Nothing waits for the events
+            until the times are read. Work that is captured into a CUDA graph
+            is not timed. If another thread captures a graph meanwhile, it has
+            to do so with `capture_error_mode="thread_local"`, because CUDA
+            otherwise forbids to query events.
+        warn_above (float | None): Warns once of each hook that takes more than
+            this share, between 0 and 1, of the time of its channel's scopes.
+        window (int): The number of scopes over which that share is taken.
+        clock (Callable[[], int] | None): Returns the time in nanoseconds. None
+            is the system's monotonic clock.
 
     Raises:
-        RuntimeError: There is no CUDA, which `nvtx` and `device_time` need.
-        ValueError: `warn_above` is not between 0 and 1, or `window` not
+        RuntimeError: `nvtx` or `device_time` is True and CUDA is not
+            available.
+        ValueError: `warn_above` is not between 0 and 1, or `window` is not
             positive.
     """
 
     def __init__(
         self,
-        hooks: Any,
+        hooks: _HasChannels,
         *,
         record_function: bool = False,
         nvtx: bool = False,
@@ -82,98 +105,96 @@ class HookProfiler:
         window: int = 100,
         clock: Callable[[], int] | None = None,
     ):
-        for name, asked in (("nvtx", nvtx), ("device_time", device_time)):
-            if asked and not torch.cuda.is_available():
-                raise RuntimeError(f"{name}=True needs CUDA: leave it False")
+        for name, value in (("nvtx", nvtx), ("device_time", device_time)):
+            if value and not torch.cuda.is_available():
+                raise RuntimeError(
+                    f"{name}=True needs CUDA, which is not available"
+                )
         if warn_above is not None and not 0 < warn_above < 1:
-            raise ValueError(f"warn_above is not in (0, 1): {warn_above}")
-        if window < 1:
-            raise ValueError(f"window is not positive: {window}")
-        self._hooks = hooks
-        self._kinds = [
-            make
-            for make, asked in (
-                (profiler_range, record_function),
-                (nvtx_range, nvtx),
+            raise ValueError(
+                f"warn_above has to be between 0 and 1: {warn_above}"
             )
-            if asked
-        ]
-        self._device_time = device_time
-        self._warn_above = warn_above
-        self._window = window
-        self._clock = clock
-        self._channels: dict[str, _Channel] = {}
+        if window < 1:
+            raise ValueError(f"window has to be positive: {window}")
+        self._hooks = hooks
+        self._settings = ProfilerSettings(
+            record_function, nvtx, device_time, warn_above, window, clock
+        )
+        self._channels: dict[str, ChannelRows] = {}
         self._started: list[Any] = []
 
     def start(self) -> None:
-        """Begins to time, or goes on.
+        """Starts timing; after a `stop`, times are added to those before.
 
         Raises:
-            RuntimeError: The hooks are being profiled already.
-            TypeError: A channel is not this package's.
+            RuntimeError: The hooks are already being profiled.
+            TypeError: A channel is not of this package.
         """
         channels = dict(self._hooks.hooks)
         for name, channel in channels.items():
             if not isinstance(channel, Registrations):
                 raise TypeError(
-                    f"cannot profile channel {name!r}: it is "
-                    f"{type(channel).__module__}'s. Make the hooks after "
+                    f"cannot profile channel {name!r}: its class is "
+                    f"{type(channel).__module__}.{type(channel).__name__}. "
+                    "Create the hooks after "
                     "robo_orchard_fasthooks.lab.install()"
                 )
             if recorder_of(channel) is not None:
                 raise RuntimeError(
-                    f"channel {name!r} is being profiled already: stop that "
-                    "HookProfiler first"
+                    f"channel {name!r} is already being profiled: stop the "
+                    "other HookProfiler first"
                 )
         for name, channel in channels.items():
             if name not in self._channels:
-                self._channels[name] = _Channel(name, self)
+                self._channels[name] = ChannelRows(name, self._settings)
             set_recorder(channel, self._channels[name].recorder)
         self._started = list(channels.values())
 
     def stop(self) -> None:
-        """Ends timing; what was timed stays.
+        """Stops timing; the times are kept.
 
         Raises:
-            RuntimeError: It was not started.
+            RuntimeError: The profiler was not started.
         """
         if not self._started:
             raise RuntimeError("this HookProfiler was not started")
         for channel in self._started:
             set_recorder(channel, None)
         self._started = []
-        for known in self._channels.values():
-            known.forget_hooks()
+        for rows in self._channels.values():
+            rows.forget_hooks()
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._started:  # It may have been stopped within.
+        if self._started:  # The body may have stopped it.
             self.stop()
 
     def reset(self) -> None:
         """Forgets all times."""
-        for channel in self._channels.values():
-            channel.clear()
+        for rows in list(self._channels.values()):
+            rows.clear()
 
-    def to_dict(self) -> dict[str, Any]:
-        """What was timed, in nanoseconds.
+    def to_dict(self) -> Profile:
+        """Returns the times, in nanoseconds.
+
+        With `device_time=True` it waits for the work that is being timed,
+        unless the current stream is being captured.
 
         Returns:
-            dict[str, Any]: By channel that ran: "scope" and "body", each with
-                "count", "sum", "mean", "p50", "p95", "min" and "max", and
-                "hooks", a list of such times with "hook", "phase", "where",
-                "share_of_scope", and "device" if that was timed. A body holds
-                the scopes within it.
+            dict[str, ChannelProfile]: For each channel that has run, the times
+                of its scopes ("scope"), of their bodies ("body"; these include
+                scopes of other channels within them) and of each callback
+                ("hooks"). All have "count", "sum", "mean", "p50", "p95", "min"
+                and "max"; a callback also has "hook", "phase", "where",
+                "share_of_scope" and, with `device_time=True`, "device".
         """
-        if self._device_time:
-            torch.cuda.synchronize()
         return {
-            name: channel.to_dict()
-            for name, channel in self._channels.items()
-            if channel.recorder.scopes.count
+            name: rows.to_dict()
+            for name, rows in list(self._channels.items())
+            if rows.recorder.scopes.count
         }
 
     def to_json(self, path: str | Path) -> None:
@@ -188,19 +209,19 @@ class HookProfiler:
     def table(
         self, reduce: Accelerator | None = None, timeout: float = 60.0
     ) -> str:
-        """What was timed, the hook that took most first.
+        """Returns the times as a table, slowest callback first.
 
         Args:
-            reduce (Accelerator | None): Compares all its ranks: least, median
-                and greatest mean time of each hook, and the slowest rank.
-                Every rank has to call it.
+            reduce (Accelerator | None): Compares all its ranks: the least,
+                median and greatest mean time of each callback, and the slowest
+                rank. Every rank has to call this method.
             timeout (float): How many seconds to wait for the other ranks.
 
         Returns:
-            str: To be printed.
+            str: The table, to be printed.
 
         Raises:
-            RuntimeError: Not all ranks called it in time.
+            RuntimeError: Not all ranks called this method in time.
         """
         if reduce is None:
             return report.table(self.to_dict())
@@ -208,180 +229,12 @@ class HookProfiler:
         return report.table_of_ranks(ranks)
 
     def plot(self, path: str | Path) -> None:
-        """Draws the hooks as bars, before and after apart; needs matplotlib.
+        """Draws the times as a bar chart with a bar for each phase.
 
         Args:
-            path (str | Path): The picture, of any kind that matplotlib writes.
+            path (str | Path): The image, in any format that matplotlib writes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
         """
         report.draw(self.to_dict(), path)
-
-
-@dataclass
-class _Row:
-    hook: str
-    phase: Phase
-    where: str | None
-    """None where the hook has no such callback."""
-    stats: Stats
-    device: DeviceTimes | None = None
-    device_stats: Stats | None = None
-    in_last_window: int = 0
-
-
-class _Channel:
-    """What is kept of one channel."""
-
-    def __init__(self, name: str, profiler: HookProfiler):
-        self.name = name
-        self.rows: dict[tuple[Any, ...], _Row] = {}
-        self.current: list[tuple[Any, _Row]] = []
-        self.in_last_window = 0
-        self.warned: set[str] = set()
-        self.profiler = profiler
-        watched = profiler._warn_above is not None
-        self.recorder = Recorder(
-            self._stats_of,
-            profiler._clock,
-            self._watch if watched else None,
-        )
-
-    def clear(self) -> None:
-        self.recorder.scopes.clear()
-        self.recorder.bodies.clear()
-        self.in_last_window = 0
-        for row in self.rows.values():
-            row.stats.clear()
-            row.in_last_window = 0
-            if row.device is not None:
-                row.device.clear()
-
-    def forget_hooks(self) -> None:
-        self.find_late_callbacks()
-        self.current = []
-        self.recorder.forget_hooks()
-
-    def find_late_callbacks(self) -> None:
-        """Finds those that hooks were given when they had been seen."""
-        for hook, row in self.current:
-            if row.where is None:
-                row.where = _describe(hook, row.phase)[1]
-
-    def to_dict(self) -> dict[str, Any]:
-        self.find_late_callbacks()
-        whole = self.recorder.scopes.sum
-        return {
-            "scope": _times(self.recorder.scopes),
-            "body": _times(self.recorder.bodies),
-            "hooks": [
-                {
-                    "hook": row.hook,
-                    "phase": row.phase,
-                    "where": row.where,
-                    **_times(row.stats),
-                    "share_of_scope": row.stats.sum / whole if whole else 0.0,
-                    **_device_times(row),
-                }
-                for row in self.rows.values()
-                if row.where is not None and row.stats.count
-            ],
-        }
-
-    def _stats_of(
-        self, hooks: tuple[Any, ...], phase: Phase
-    ) -> tuple[Stats, ...]:
-        # By what they are, not by identity: hooks that come and go with each
-        # step are one row.
-        seen: Counter[tuple[str, str | None]] = Counter()
-        rows = []
-        for hook in hooks:
-            name, place = _describe(hook, phase)
-            seen[name, place] += 1
-            key = (phase, name, place, seen[name, place])
-            if key not in self.rows:
-                self.rows[key] = self._new_row(phase, name, place)
-            rows.append(self.rows[key])
-        self.current = [
-            pair for pair in self.current if pair[1].phase != phase
-        ]
-        self.current += zip(hooks, rows, strict=True)
-        return tuple(row.stats for row in rows)
-
-    def _new_row(self, phase: Phase, name: str, place: str | None) -> _Row:
-        # Rows of one name are told apart by number.
-        same = sum(key[:2] == (phase, name) for key in self.rows)
-        hook = f"{name} #{same + 1}" if same else name
-        row = _Row(hook, phase, place, Stats())
-        title = f"{self.name}.{phase}:{hook}"
-        ends = [make(title) for make in self.profiler._kinds]
-        if self.profiler._device_time and place is not None:
-            row.device_stats = Stats()
-            row.device = DeviceTimes(row.device_stats)
-            ends.append((row.device.start, row.device.end))
-        if ends and place is not None:
-            starts = [start for start, _ in ends]
-            finishes = [finish for _, finish in reversed(ends)]
-            row.stats.open = lambda: [start() for start in starts]
-            row.stats.close = lambda: [finish() for finish in finishes]
-        return row
-
-    def _watch(self) -> None:
-        """Warns of slow hooks, at the end of each window of scopes."""
-        scopes = self.recorder.scopes
-        if scopes.count % self.profiler._window:
-            return
-        limit = self.profiler._warn_above or 0.0
-        whole, self.in_last_window = (
-            scopes.sum - self.in_last_window,
-            scopes.sum,
-        )
-        spent: Counter[str] = Counter()
-        places: dict[str, list[str]] = {}
-        for row in self.rows.values():
-            spent[row.hook] += row.stats.sum - row.in_last_window
-            row.in_last_window = row.stats.sum
-            if row.where is not None:
-                places.setdefault(row.hook, []).append(
-                    f"in {row.phase}: {row.where}"
-                )
-        slow = [name for name in spent if spent[name] > limit * whole]
-        for name in slow:
-            if name not in self.warned:
-                self.warned.add(name)
-                warnings.warn(
-                    f"{name} takes {spent[name] / whole:.0%} of "
-                    f"{self.name!r}, {'; '.join(places.get(name, ()))}",
-                    stacklevel=2,
-                )
-
-
-def _describe(hook: Any, phase: Phase) -> tuple[str, str | None]:
-    """The name of a hook, and where its callback is, None if it has none."""
-    try:
-        function = callback_of(hook, phase)
-        place = None if function is None else where(function)
-        name = label(hook)
-        if name.startswith("HookContextFromCallable"):  # A mere function.
-            named = isinstance(hook.name, str) and hook.name
-            name = named or (place or name).partition(" (")[0]
-        return name, place
-    except Exception:  # A hook that cannot be named runs all the same.
-        return type(hook).__name__, "?"
-
-
-def _times(stats: Stats) -> dict[str, float]:
-    return {
-        "count": stats.count,
-        "sum": stats.sum,
-        "mean": stats.sum / stats.count if stats.count else 0.0,
-        "p50": stats.quantile(0.5),
-        "p95": stats.quantile(0.95),
-        "min": stats.minimum,
-        "max": stats.maximum,
-    }
-
-
-def _device_times(row: _Row) -> dict[str, Any]:
-    if row.device is None or row.device_stats is None:
-        return {}
-    row.device.resolve()
-    return {"device": _times(row.device_stats)}

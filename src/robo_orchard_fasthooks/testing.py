@@ -1,7 +1,7 @@
-"""Instruction counts: a measure of speed that a busy machine does not change.
+"""Instruction counts, a measure of speed for tests on busy machines.
 
-valgrind's cachegrind counts them, in processes of their own. Counts of the
-same work are the same each time, to the last digit or nearly so.
+valgrind's cachegrind counts the instructions in a process of its own. Two
+counts of the same work are equal, or nearly so, however busy the machine is.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from pathlib import Path
 __all__ = ["Counting", "count", "run_counted"]
 
 Run = Callable[[int], None]
-_COUNTED = "robo_orchard_fasthooks counted"  # Begins a line of output.
+_COUNTED = "robo_orchard_fasthooks counted"  # Starts a line with a result.
 
 
 def count(
     *makes: Callable[[], Run], sizes: tuple[int, int] = (100, 500)
 ) -> list[float]:
-    """Counts the instructions of pieces of work.
+    """Counts the instructions that each of several pieces of work takes.
 
     Args:
-        makes (Callable[[], Callable[[int], None]]): Functions at the top level
-            of one file. In a process that runs the file anew, each makes a
-            `run(n)`, which does its work n times.
-        sizes (tuple[int, int]): The n of two runs. What counts is their
-            difference, which has nothing of how a process starts and ends.
+        *makes (Callable[[], Callable[[int], None]]): Functions at the top
+            level of one file. The file is run in a new process, in which each
+            function returns a `run(n)` that does its work n times.
+        sizes (tuple[int, int]): The n of two runs. The result is derived from
+            the difference of their counts, so that starting and ending a
+            process does not count.
 
     Returns:
-        list[float]: The instructions of each work when it is done once.
+        list[float]: The number of instructions for doing each work once.
 
     Raises:
         FileNotFoundError: valgrind is not installed.
@@ -43,7 +44,8 @@ def count(
     """
     (file,) = {make.__code__.co_filename for make in makes}
     names = [make.__name__ for make in makes]
-    # Not with -m, which imports the package, and torch: the file may not.
+    # Not with -m, which would import this package and torch: the file may
+    # need neither.
     program = f"import runpy; runpy.run_path({__file__!r}, None, '__main__')"
     counts = Counting(
         ["-c", program, *map(str, sizes), file, *names]
@@ -52,11 +54,11 @@ def count(
 
 
 class Counting:
-    """A Python program under cachegrind.
+    """Runs a Python program under cachegrind.
 
     Args:
-        arguments (list[str]): The program and its arguments, as `python` takes
-            them. What it runs with `run_counted` is counted.
+        arguments (list[str]): The command-line arguments of `python`. The
+            program calls `run_counted` for the work to be counted.
 
     Raises:
         FileNotFoundError: valgrind is not installed.
@@ -66,7 +68,7 @@ class Counting:
         if shutil.which("valgrind") is None:
             raise FileNotFoundError(
                 "valgrind, which counts instructions, is not installed: "
-                "apt-get install valgrind"
+                "install it, for example with apt-get install valgrind"
             )
         self._folder = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
@@ -88,11 +90,11 @@ class Counting:
         )
 
     def results(self) -> dict[str, float]:
-        """Waits for the program to end.
+        """Waits for the program to end and returns its counts.
 
         Returns:
-            dict[str, float]: The instructions of each work when it is done
-                once, by its name; the least of them, if it was run again.
+            dict[str, float]: The number of instructions for doing each work
+                once, by name; the least number of those with the same name.
 
         Raises:
             RuntimeError: The program failed.
@@ -100,7 +102,7 @@ class Counting:
         out, err = self._process.communicate()
         with self._folder:
             if self._process.returncode:
-                raise RuntimeError(f"what is to be counted failed:\n{err}")
+                raise RuntimeError(f"the counted program failed:\n{err}")
             counts: dict[str, float] = {}
             for line in out.splitlines():
                 if not line.startswith(_COUNTED):
@@ -118,14 +120,15 @@ class Counting:
 
 
 def run_counted(name: str, run: Run, sizes: tuple[int, int]) -> None:
-    """Runs some work twice, in processes forked from a program of `Counting`.
+    """Counts work in the program that a `Counting` runs.
 
-    A process that starts anew takes cachegrind seconds, with torch 40.
+    The work runs twice, each time in a forked process: to start a new process
+    takes seconds under cachegrind, and 40 with torch.
 
     Args:
-        name (str): What the result is called.
+        name (str): The name of the work in `Counting.results`.
         run (Callable[[int], None]): Does the work n times.
-        sizes (tuple[int, int]): The n of both.
+        sizes (tuple[int, int]): The n of the two runs.
     """
     processes = [_run_forked(run, size) for size in sizes]
     times = sizes[1] - sizes[0]

@@ -19,6 +19,11 @@ from robo_orchard_fasthooks import lab
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 REPEATS = 3
+KEYWORDS = (
+    *("accelerator", "max_step", "max_epoch", "epoch_id", "step_id"),
+    *("global_step_id", "dataloader", "model", "optimizer", "lr_scheduler"),
+    *("start_epoch", "start_step"),
+)
 
 
 @pytest.fixture
@@ -128,6 +133,33 @@ def test_workloads_do_the_same_with_all_libraries_and_without_hooks(
     assert sorted(numbers) == [*range(len(numbers))]
     if match := re.match(r"begin, (\d+) hook", name):
         assert len(numbers) == len(once) == 2 * int(match[1])
+
+
+def test_0_5_s_step_is_the_same_with_install(callbacks, log):
+    logs = []
+    for make in (workloads.upstream_05, workloads.installed_05):
+        library = make()
+        library.args = logging_args(library.args, log)
+        callbacks()
+        run = workloads.step_05(library)
+        log.clear()
+        run(REPEATS)
+        logs.append(
+            [entry[0] if isinstance(entry[0], int) else entry for entry in log]
+        )
+    lab.uninstall()
+    assert logs[0] == logs[1]
+    once = logs[0][: len(logs[0]) // REPEATS]
+    assert logs[0] == once * REPEATS
+    copied = "copied"
+    assert [entry for entry in once if not isinstance(entry, int)] == [
+        ("built", 0, sorted(KEYWORDS)),
+        (copied, ["batch"]),
+        (copied, ["batch"]),
+        (copied, ["batch", "model_outputs"]),
+    ]
+    numbers = [entry for entry in once if isinstance(entry, int)]
+    assert sorted(numbers) == [*range(10)]
 
 
 def test_report_has_all_rows_and_a_picture(tmp_path):

@@ -11,20 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-
-class FP16(Accelerator):
-    """Stands in for mixed_precision="fp16", which needs a GPU.
-
-    Everything that it does is accelerate's own.
-    """
-
-    mixed_precision = "fp16"
-
-    def __init__(self):
-        super().__init__(cpu=True)
-        self.native_amp = True
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-
+from helpers.fp16 import FP16
 
 GRADIENTS = torch.tensor([3.0, -4.0]), torch.tensor([50.0, 0.0, -120.0])
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from pydantic_core import PydanticSerializationError
 
 import robo_orchard_fasthooks
+from helpers.implementations import INSTALLED
 from robo_orchard_fasthooks._clipping import norms
 
 
@@ -60,7 +61,7 @@ def clipped_by_torch(grads, function, *args):
 
 @pytest.mark.parametrize("norm_type", [2.0, 1.0, math.inf, 3.0])
 @pytest.mark.parametrize("max_norm", [0.0, 1.0, 1e9])
-@pytest.mark.also_on("installed")
+@pytest.mark.also_on(*INSTALLED)
 def test_norm(lib, step, max_norm, norm_type):
     hook = lib.GradientClippingHookConfig(
         clip_mode="norm", max_norm=max_norm, norm_type=norm_type
@@ -73,7 +74,7 @@ def test_norm(lib, step, max_norm, norm_type):
     assert same(before, after) == (max_norm == 1e9)
 
 
-@pytest.mark.also_on("installed")
+@pytest.mark.also_on(*INSTALLED)
 def test_value(lib, step):
     hook = lib.GradientClippingHookConfig(clip_mode="value", clip_value=2)()
     before, after = step(lib, hook)
@@ -81,7 +82,7 @@ def test_value(lib, step):
     assert same(after, expected) and not same(before, after)
 
 
-@pytest.mark.also_on("installed")
+@pytest.mark.also_on(*INSTALLED)
 def test_settings_changed_on_the_hook_count(lib, step):
     hook = lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1e9)()
     hook.clip_mode, hook.clip_value = "value", 3.0
@@ -95,7 +96,7 @@ def test_settings_changed_on_the_hook_count(lib, step):
     )
 
 
-@pytest.mark.also_on("installed")
+@pytest.mark.also_on("installed")  # 0.5 counts micro-steps by itself.
 def test_nothing_while_gradients_accumulate(lib, step):
     accumulating = Accelerator(cpu=True, gradient_accumulation_steps=2)
     hook = lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
@@ -134,7 +135,7 @@ def test_a_parameter_held_twice_is_clipped_once(ours, theirs, accelerator):
     assert norms == pytest.approx([1, 5 / 50], rel=1e-5)
 
 
-@pytest.mark.also_on("installed")
+@pytest.mark.also_on(*INSTALLED)
 def test_parameters_without_gradients_are_left_out(lib, accelerator):
     frozen, unused, used = (
         torch.nn.Parameter(torch.zeros(2)) for _ in range(3)

@@ -165,7 +165,7 @@ def by_python(folder: Path, *command: str) -> Ended:
         input="piped",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     return Ended(done.returncode, done.stdout, done.stderr).about(folder)
 
@@ -273,9 +273,13 @@ def test_info_says_what_a_bug_report_should(forks):
     status = lab.status()
     assert first == (
         f"robo_orchard_fasthooks {version('robo_orchard_fasthooks')} "
-        "is installed in robo_orchard_lab 0.4.0"
+        "is active in robo_orchard_lab 0.4.0"
     )
     assert lines[0] == f"  compiled extension: {status.extension}"
+    assert lines.pop(1) == (
+        "  robo_orchard_lab 0.4.0: supported, and tested with the published "
+        "package"
+    )
     names = dict(map(str.split, lines[1 : 1 + len(status.names)]))
     assert names == {
         name.removeprefix("robo_orchard_lab."): "replaced"

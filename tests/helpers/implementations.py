@@ -5,12 +5,13 @@ are the oracle of what this package keeps, and on this package's. The marker
 `also_on` adds others of the names below.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
 
 import robo_orchard_fasthooks
+import standin
 import upstream
 from robo_orchard_fasthooks import _dispatch, lab
 from robo_orchard_fasthooks.profiler import HookProfiler
@@ -35,15 +36,17 @@ OURS = SimpleNamespace(
 
 
 @contextmanager
-def installed() -> Iterator[SimpleNamespace]:
+def installed(
+    imported: Callable[[], AbstractContextManager[SimpleNamespace]],
+) -> Iterator[SimpleNamespace]:
     """RoboOrchardLab's classes with `lab.install()`."""
-    with lab.install():
+    with imported() as theirs, lab.install():
         yield SimpleNamespace(
             **{
-                **vars(UPSTREAM),
+                **vars(theirs),
                 "name": "ours",
                 "HookContextChannel": _dispatch.LabChannel,
-                "OptimizerHook": lambda cfg=None: UPSTREAM.OptimizerHook(cfg),
+                "OptimizerHook": lambda cfg=None: theirs.OptimizerHook(cfg),
                 "RemoveableHandle": _dispatch.RemoveableHandle,
             }
         )
@@ -62,11 +65,13 @@ def profiled(**settings: bool) -> Iterator[SimpleNamespace]:
     yield SimpleNamespace(**{**vars(OURS), "PipelineHooks": Profiled})
 
 
+INSTALLED = ("installed", "installed 0.5")
 PROFILED = ("profiled", "profiled ranges")
 IMPLEMENTATIONS = {
     "upstream": partial(nullcontext, UPSTREAM),
     "ours": partial(nullcontext, OURS),
-    "installed": installed,
+    "installed": partial(installed, partial(nullcontext, UPSTREAM)),
+    "installed 0.5": partial(installed, standin.imported),
     "profiled": profiled,
     "profiled ranges": partial(profiled, record_function=True),
 }

@@ -1,4 +1,4 @@
-"""Each rank's program in test_profiler.py: `profiling_ranks.py FOLDER`.
+"""Each rank's program in test_report.py: `profiling_ranks.py FOLDER`.
 
 It writes what each case found, as JSON; the test says what is right.
 """
@@ -11,22 +11,11 @@ from pathlib import Path
 import torch.distributed as dist
 from accelerate import Accelerator
 
+from helpers.profiling import Clock
 from robo_orchard_fasthooks import HookContext, PipelineHooks
 from robo_orchard_fasthooks.profiler import HookProfiler
 
 TIMES = {"rising": (10, 20), "falling": (400, 300)}
-
-
-class Clock:
-    """Goes on only when it is told to."""
-
-    now = 1
-
-    def __call__(self):
-        return self.now
-
-    def spend(self, time):
-        self.now += time
 
 
 def profiled(rank, factor):
@@ -93,7 +82,6 @@ def main(folder):
     meet("another profiler", second)
     dist.barrier()
     third, _ = profiled(rank, 1)
-    third._reductions = 100
     if rank == 0:
         found["alone"] = outcome(lambda: third.table(accelerator, 0.5))
     dist.barrier()

@@ -38,6 +38,10 @@ SITUATIONS = [
     *("body failed", "before failed", "after failed"),
     *("body and after failed", "before and after failed"),
     *("hooks changed in before", "hooks changed in after"),
+    # Of a scope that an `after` opens on the argument that it was called with.
+    "nothing failed within a failed scope",
+    "before failed within a failed scope",
+    "body failed within a failed scope",
     *("notes on one exception", "5 scopes deep", "a hook's own argument"),
     *("F1", "F5", "F11", "a merge of other names"),
     "programs without a difference",
@@ -215,27 +219,30 @@ class MendedChannel(KeptChannel):
             self._leave(arg, raised, failed)
 
     def _leave(self, arg, raised, failed):
+        previous = getattr(arg, "exception", None)
+        self._tell(arg, raised)
         try:
-            self._run("after", arg, raised)
+            self._run("after", arg)
         except BaseException:
             seen["after failed"] += 1
             if failed:
                 seen[f"{failed} and after failed"] += 1
             raise
+        finally:
+            self._tell(arg, previous)
+            if len(self) and previous is not None:
+                within = f"{failed} failed" if failed else "nothing failed"
+                seen[f"{within} within a failed scope"] += 1
 
-    def _run(self, phase, arg, raised=None):
+    def _run(self, phase, arg):
         hooks = list(self._context_handlers)  # F2
         for position, hook in enumerate(hooks):
-            if phase == "after":
-                self._tell(arg, raised)
             try:
                 getattr(hook, phase)(arg)
             except BaseException as error:
                 self._note(error, position, hook, phase)
                 raise
             finally:
-                if phase == "after":
-                    self._tell(arg, None)
                 if list(self._context_handlers) != hooks:
                     seen[f"hooks changed in {phase}"] += 1
 

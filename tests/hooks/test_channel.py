@@ -10,8 +10,9 @@ import pytest
 from robo_orchard_core.utils import hook as core
 
 from helpers.hooks import HookContext, Logging
+from helpers.implementations import INSTALLED
 
-pytestmark = pytest.mark.also_on("installed")
+pytestmark = pytest.mark.also_on(*INSTALLED)
 
 
 @pytest.mark.contract("K4")
@@ -262,8 +263,8 @@ def test_what_is_no_hook_is_refused(ours, given):
         hooks.register_hook("on_step", given)
     assert str(raised.value) == (
         f"cannot register {given!r}: it has no callable `before`. A hook has "
-        "`before` and `after`; make one of functions with "
-        "HookContext.from_callable"
+        "the methods `before` and `after`; HookContext.from_callable makes "
+        "one from functions"
     )
     assert len(hooks.hooks["on_step"]) == 0
 

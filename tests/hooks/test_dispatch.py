@@ -5,9 +5,9 @@ from contextlib import ExitStack
 import pytest
 
 from helpers.hooks import HookContext
-from helpers.implementations import PROFILED
+from helpers.implementations import INSTALLED, PROFILED
 
-pytestmark = pytest.mark.also_on("installed", *PROFILED)
+pytestmark = pytest.mark.also_on(*INSTALLED, *PROFILED)
 
 
 def chain(error):

@@ -8,9 +8,9 @@ import weakref
 import pytest
 
 from helpers.hooks import HookContext
-from helpers.implementations import PROFILED
+from helpers.implementations import INSTALLED, PROFILED
 
-pytestmark = pytest.mark.also_on("installed", *PROFILED)
+pytestmark = pytest.mark.also_on(*INSTALLED, *PROFILED)
 
 
 @pytest.mark.also_on(*PROFILED)  # 0.4's arguments have none.
@@ -56,11 +56,11 @@ class TestException:
     def test_none_without_one(self, ours, watched, seen):
         for args in self.arguments(ours):
             seen.clear()
-            args.exception = ValueError("stale")
+            stale = ValueError("stale")
             with watched.begin("on_step", args):
-                args.exception = ValueError("stale")
+                args.exception = stale
             assert seen[1] is None
-            assert args.exception is None
+            assert args.exception is stale
 
     def test_of_a_failing_before(self, ours, watched, seen, hook):
         watched.register_hook("on_step", hook("a", ["before"]))

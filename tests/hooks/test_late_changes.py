@@ -8,9 +8,9 @@ from unittest import mock
 import pytest
 
 from helpers.hooks import HookContext, Logging
-from helpers.implementations import PROFILED
+from helpers.implementations import INSTALLED, PROFILED
 
-pytestmark = pytest.mark.also_on("installed", *PROFILED)
+pytestmark = pytest.mark.also_on(*INSTALLED, *PROFILED)
 
 
 @pytest.mark.contract("K7")

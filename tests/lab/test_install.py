@@ -116,12 +116,15 @@ class TestStatus:
             status = lab.status()
         if not on:
             status = lab.status()
-        first, extension, *names = str(status).splitlines()
+        first, extension, support, *names = str(status).splitlines()
         assert first == (
             f"robo_orchard_fasthooks {version} is {'' if on else 'not '}"
-            f"installed in robo_orchard_lab {upstream.VERSION}"
+            f"active in robo_orchard_lab {upstream.VERSION}"
         )
         assert extension == f"  compiled extension: {_dispatch.__file__}"
+        assert support == (
+            f"  robo_orchard_lab {upstream.VERSION}: {status.support}"
+        )
         width = max(map(len, NAMES)) - len("robo_orchard_lab.")
         assert names == [
             f"  {name.removeprefix('robo_orchard_lab.'):<{width}}  "

@@ -200,30 +200,6 @@ class TestRows:
         for each in (hooks, hooks.hooks["on_step"]):
             assert "me" in repr(each)
 
-    @pytest.mark.contract("F8")
-    def test_the_wrong_order_is_warned_of_once(self, installed):
-        grad_clip, optimizer = upstream.grad_clip, upstream.optimizer
-        clipping = grad_clip.GradientClippingHookConfig(
-            clip_mode="norm", max_norm=1
-        )()
-        message = "^GradientClippingHook is at position 1 of 'on_step', after "
-        with pytest.warns(UserWarning, match=message) as caught:
-            hooks = PipelineHooks.from_hooks(
-                [optimizer.OptimizerHookConfig(), clipping]
-            )
-        assert len(caught) == 1
-        hooks += clipping
-        run(PipelineHooks())
-
-    @pytest.mark.contract("F8")
-    def test_the_wrong_order_is_warned_of_here(self, installed):
-        hooks = upstream.optimizer.OptimizerHook(None)
-        with pytest.warns(UserWarning) as caught:
-            hooks += upstream.grad_clip.GradientClippingHookConfig(
-                clip_mode="norm", max_norm=1
-            )()
-        assert caught[0].filename == __file__
-
     def test_0_4_s_optimizer_steps_after_a_failure_as_before(self):
         def call():
             both = Stepped()

@@ -1,11 +1,17 @@
-"""The unreleased 0.5, on the stand-in that is in lab_standin."""
+"""RoboOrchardLab 0.5, which is not published: on the stand-in in
+benchmarks.
 
+Where a call is compared, the oracle is the stand-in without install.
+"""
+
+import copy
+import math
 import sys
 import warnings
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -13,48 +19,47 @@ from accelerate import Accelerator, DistributedType
 from robo_orchard_core.utils.hook import HookContext
 
 import robo_orchard_fasthooks
+import standin
 import upstream
-from helpers.lab import HOOKS, NAMES
 from robo_orchard_fasthooks import _dispatch, lab
 
-FOLDER = Path(__file__).parents[1].joinpath("helpers/lab_standin")
-TRAINER = "robo_orchard_lab.pipeline.training.hook_based_trainer"
 FUNCTION = "_clip_optimizer_gradients"
 REPLACED = [
-    *NAMES[:-1],
-    f"{HOOKS}.grad_clip.{FUNCTION}",
-    f"{TRAINER}.{FUNCTION}",
+    f"{standin.MIXIN}.PipelineHooks.__init__",
+    f"{standin.MIXIN}.PipelineHooks.begin",
+    f"{standin.MIXIN}.PipelineHooks.register_hook",
+    f"{standin.MIXIN}.PipelineHooks.register_pipeline_hooks",
+    f"{standin.MIXIN}.PipelineHooks.from_hooks",
+    f"{standin.MIXIN}.PipelineHookArgs.__init__",
+    f"{standin.MIXIN}.PipelineHookArgs.copy_with_updates",
+    f"{standin.GRAD_CLIP}.{FUNCTION}",
+    f"{standin.TRAINER}.{FUNCTION}",
+    f"{standin.TRAINER}._split_gradient_clipping_config",
+    f"{standin.TRAINER}.HookBasedTrainer._run_gradient_clipping",
 ]
+CHANNELS = (
+    *("on_loop", "on_epoch", "on_step", "on_batch"),
+    *("on_model_forward", "on_model_backward", "on_optimizer_step"),
+)
+NORM = {"clip_mode": "norm", "max_norm": 0.3}
+NORM_1 = {**NORM, "norm_type": 1.0}
+VALUE = {"clip_mode": "value", "clip_value": 0.2}
+STEPS, MICRO_STEPS = 3, 2
 
 
 @pytest.fixture(autouse=True)
-def without_the_real_one(monkeypatch):
-    for name in list(sys.modules):
-        if name.split(".")[0] == "robo_orchard_lab":
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(FOLDER)
-    yield
-    installed = lab.status().installed
-    lab.uninstall()  # That other tests do not fail too.
-    assert not installed
-    for name in list(sys.modules):
-        if name.split(".")[0] == "robo_orchard_lab":
-            del sys.modules[name]
-    monkeypatch.undo()
-    assert sys.modules[f"{HOOKS}.mixin"] is upstream.mixin
+def theirs():
+    with standin.imported() as library:
+        yield library
+        installed = lab.status().installed
+        lab.uninstall()  # That other tests do not fail too.
+        assert not installed
+    assert sys.modules[standin.MIXIN] is upstream.mixin
 
 
 @pytest.fixture
-def standin():
-    return SimpleNamespace(
-        **vars(import_module(f"{HOOKS}.mixin")),
-        GradientClippingHookConfig=import_module(
-            f"{HOOKS}.grad_clip"
-        ).GradientClippingHookConfig,
-        HookBasedTrainer=import_module(TRAINER).HookBasedTrainer,
-        grad_clip=import_module(f"{HOOKS}.grad_clip"),
-        trainer=import_module(TRAINER),
-    )
+def ours():
+    return robo_orchard_fasthooks
 
 
 def same_installed(call):
@@ -64,203 +69,577 @@ def same_installed(call):
     return off
 
 
-def test_all_of_it_is_replaced_and_put_back(standin):
-    originals = [
-        vars(module)[FUNCTION]
-        for module in (standin.grad_clip, standin.trainer)
-    ]
-    begin = vars(standin.PipelineHooks)["begin"]
-    with lab.install():
-        assert lab.status().names == dict.fromkeys(REPLACED, "replaced")
-        hooks = standin.PipelineHooks()
-        assert list(hooks.hooks)[6] == "on_optimizer_step"
-        for channel in hooks.hooks.values():
-            assert type(channel) is _dispatch.LabChannel
-    assert vars(standin.PipelineHooks)["begin"] is begin
-    for module in (standin.grad_clip, standin.trainer):
-        assert vars(module)[FUNCTION] is originals[0]
-
-
-def test_a_trainer_that_install_imports():
+def without_warnings(make, *args, **kwargs):
+    """Makes a hook that 0.5 warns of."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with lab.install():
-            names = lab.status().names
-    assert names == dict.fromkeys(REPLACED, "replaced")
-    trainer = import_module(TRAINER)
-    assert getattr(trainer, FUNCTION).__module__ == f"{HOOKS}.grad_clip"
+        return make(*args, **kwargs)
 
 
 class Watcher:
-    """A hook on every channel."""
+    """A hook before and after each channel, which notes all that it sees."""
 
-    def __init__(self, standin, log):
-        self.hooks = standin.PipelineHooks()
+    def __init__(self, theirs, log):
+        self.hooks, self.log = theirs.PipelineHooks(), log
         for name in self.hooks.hooks:
+            before, after = (
+                partial(self.note, f"{phase} {name}")
+                for phase in ("before", "after")
+            )
             self.hooks.register_hook(
-                name,
-                HookContext.from_callable(
-                    before=partial(self.note, log, f"before {name}"),
-                    after=partial(self.note, log, f"after {name}"),
-                ),
+                name, HookContext.from_callable(before=before, after=after)
             )
 
-    def note(self, log, event, args):
-        log.append(
-            (
-                *(event, args.step_id, args.micro_step, type(args.exception)),
-                args.is_optimizer_step_boundary,
-                args.is_optimizer_step_committed,
-            )
-        )
+    def note(self, event, args):
+        seen = {}
+        for name, value in vars(args).items():
+            if name in ("batch", "model_outputs"):
+                value = value is not None
+            elif name in ("micro_step", "exception"):
+                value = repr(value)
+            elif not isinstance(value, int | None):
+                value = type(value).__name__
+            seen[name] = value
+        self.log.append((event, seen))
 
 
-def program(standin, hooks=(), fail_at=None, **clipping):
-    """Trains on the stand-in; returns all that can be seen."""
+def program(theirs, hooks=(), fail_at=None, scale=10.0, **options):
+    """Trains; returns all that hooks can see, and the parameters."""
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     log = []
 
-    def fail(module, inputs):
-        if log[-1][1] == fail_at:
+    def forward(model, batch):
+        if log[-1][1]["micro_step"].count(f"global_step_id={fail_at},"):
             raise ZeroDivisionError
+        loss = model(batch).square().mean()
+        return {"loss": loss}, loss
 
-    model.register_forward_pre_hook(fail)
-    trainer = standin.HookBasedTrainer(
-        *(Accelerator(cpu=True), model, optimizer),
-        [*hooks, Watcher(standin, log).hooks],
-        **clipping,
+    watcher = Watcher(theirs, log)
+    if isinstance(hooks, (list, tuple)):
+        hooks = [*hooks, watcher.hooks]
+    trainer = theirs.HookBasedTrainer(
+        accelerator=Accelerator(
+            cpu=True, gradient_accumulation_steps=MICRO_STEPS
+        ),
+        model=model,
+        dataloader=torch.utils.data.DataLoader(
+            scale * torch.randn(STEPS * MICRO_STEPS * 8, 4), batch_size=8
+        ),
+        batch_processor=theirs.StepProcessorFromCallable(forward),
+        optimizer=optimizer,
+        lr_scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 2),
+        hooks=hooks,
+        max_epoch=1,
+        **options,
     )
+    trainer.hooks += watcher.hooks  # Once, where they were given already.
     try:
-        trainer.train(10 * torch.randn(6, 8, 4))
-    except ZeroDivisionError:
-        log.append("failed")
+        trainer()
+    except (ZeroDivisionError, RuntimeError) as error:
+        log.append(type(error))
     return log, [param.tolist() for param in model.parameters()]
 
 
-NORM = {"clip_mode": "norm", "max_norm": 0.3}
-NORM_1 = {**NORM, "norm_type": 1.0}
-VALUE = {"clip_mode": "value", "clip_value": 0.2}
+class TestInstall:
+    def test_replaces_all_of_it_and_puts_it_back(self, theirs):
+        owners = theirs.PipelineHooks, theirs.PipelineHookArgs, theirs.trainer
+        before = [dict(vars(each)) for each in owners]
+        with lab.install():  # A warning would be an error.
+            assert lab.status().names == dict.fromkeys(REPLACED, "replaced")
+            hooks = theirs.PipelineHooks()
+            assert tuple(hooks.hooks) == CHANNELS
+            for channel in hooks.hooks.values():
+                assert type(channel) is _dispatch.LabChannel
+        assert [dict(vars(each)) for each in owners] == before
 
+    def test_imports_the_trainer_before_it_replaces_anything(self):
+        with standin.importable():
+            with lab.install():
+                names = lab.status().names
+            trainer = import_module(standin.TRAINER)
+        assert names == dict.fromkeys(REPLACED, "replaced")
+        assert getattr(trainer, FUNCTION).__module__ == standin.GRAD_CLIP
 
-@pytest.mark.parametrize("clipping", [{}, NORM, NORM_1, VALUE])
-def test_a_program_gives_the_same(standin, clipping):
-    log, _ = same_installed(lambda: program(standin, **clipping))
-    assert len(log) == 6 * 2 * 3 + 3 * 2
-
-
-@pytest.mark.parametrize("clipping", [NORM, NORM_1, VALUE])
-def test_its_clipping_hook_gives_the_same(standin, clipping):
-    config = standin.GradientClippingHookConfig(**clipping)
-    clipped = same_installed(lambda: program(standin, [config()]))
-    assert clipped[1] == program(standin, **clipping)[1]
-    assert clipped[1] != program(standin)[1]
-
-
-def test_clipping_is_ours(standin, monkeypatch):
-    expected = program(standin, **NORM)[1]
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", None)
-    config = standin.GradientClippingHookConfig(**NORM)
-    with lab.install():
-        assert program(standin, **NORM)[1] == expected
-        assert program(standin, [config()])[1] == expected
-
-
-def test_a_failing_body_is_seen_by_afters_and_stays(standin):
-    log, _ = same_installed(lambda: program(standin, fail_at=3))
-    (after,) = (e for e in log if e[:2] == ("after on_step", 3))
-    assert after[3] is ZeroDivisionError
-
-    def stays():
-        args = standin.PipelineHookArgs(accelerator=1)
-        error = KeyError()
-        hooks = standin.PipelineHooks()
-        with pytest.raises(KeyError), hooks.begin("on_step", args):
-            raise error
-        with hooks.begin("on_step", args):
-            pass
-        return args.exception is error
-
-    assert same_installed(stays)
-
-
-@pytest.mark.parametrize("exception", [None, KeyError("earlier")])
-def test_a_good_body_leaves_the_exception_as_it_is(standin, exception):
-    def call():
-        args = standin.PipelineHookArgs(1, exception=exception)
-        seen = []
-        hooks = standin.PipelineHooks()
-        hooks.register_hook(
-            "on_step",
-            HookContext.from_callable(
-                after=lambda args: seen.append(args.exception)
-            ),
-        )
-        with hooks.begin("on_step", args):
-            pass
-        return seen, args.exception
-
-    assert same_installed(call) == ([exception], exception)
-
-
-def test_reduce_loss_is_not_read(standin):
-    def call():
-        args = standin.PipelineHookArgs(accelerator=1)
-        copied = args.copy_with_updates(batch=1)
-        with pytest.raises(RuntimeError, match="reduce_loss is gone"):
-            args.copy_with_updates(reduce_loss=1)
-        return list(vars(copied).items()), repr(copied)
-
-    same_installed(call)
-
-
-def test_the_hook_refuses_deepspeed(standin):
-    def call():
-        hook = standin.GradientClippingHookConfig(**NORM)()
-        args = standin.PipelineHookArgs(
-            SimpleNamespace(distributed_type=DistributedType.DEEPSPEED),
-            is_optimizer_step_boundary=True,
-        )
-        with pytest.raises(RuntimeError, match="^DeepSpeed") as raised:
-            with hook.begin("on_step", args):
-                pass
-        return str(raised.value)
-
-    same_installed(call)
-
-
-def test_ours_clip_at_its_boundaries_and_leave_the_step_to_it(standin):
-    ours = [
-        robo_orchard_fasthooks.GradientClippingHookConfig(**NORM),
-        robo_orchard_fasthooks.OptimizerHookConfig(),
-    ]
-    with lab.install():
-        assert program(standin, ours) == program(standin, **NORM)
-
-
-def test_a_function_that_takes_something_else_is_left(standin):
-    exec(f"def {FUNCTION}(params): pass", vars(standin.grad_clip))
-    name = f"{HOOKS}.grad_clip.{FUNCTION}"
-    with pytest.warns(UserWarning, match="its parameters are .params."):
-        lab.install()
-    with lab.install():
-        assert lab.status().names == {
-            **dict.fromkeys(REPLACED, "replaced"),
-            name: "original: its parameters are (params)",
-        }
-    lab.uninstall()
-
-
-def test_without_its_trainer_one_warning_names_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, TRAINER, None)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    def test_leaves_a_function_of_other_parameters_alone(self, theirs):
+        exec(f"def {FUNCTION}(params): pass", vars(theirs.grad_clip))
+        name = f"{standin.GRAD_CLIP}.{FUNCTION}"
+        with pytest.warns(UserWarning, match="its parameters are .params."):
+            lab.install()
         with lab.install():
-            names = lab.status().names
-    assert names[f"{TRAINER}.{FUNCTION}"] == (
-        "original: there is no such module"
+            assert lab.status().names == {
+                **dict.fromkeys(REPLACED, "replaced"),
+                name: "original: its parameters are (params)",
+            }
+        lab.uninstall()
+
+    def test_leaves_a_function_that_takes_no_keywords_alone(self, theirs):
+        parameters = "accelerator, optimizer, clip_mode, clip_value, max_norm"
+        source = f"def {FUNCTION}({parameters}, norm_type): pass"
+        exec(source, vars(theirs.trainer))
+        with pytest.warns(UserWarning, match="its parameters are .accelera"):
+            lab.install()
+        lab.uninstall()
+
+    def test_leaves_a_trainer_alone_that_lists_hooks_otherwise(self, theirs):
+        del theirs.trainer._normalize_hook_inputs
+        with pytest.warns(UserWarning, match="it does not list hooks by"):
+            lab.install()
+        lab.uninstall()
+
+    def test_names_a_trainer_that_is_missing_in_one_warning(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, standin.TRAINER, None)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with lab.install():
+                names = lab.status().names
+        for name in REPLACED[-3:]:
+            assert names[name] == "original: there is no such module"
+        (warning,) = caught
+        assert f"{standin.TRAINER}.{FUNCTION}: there is no" in str(
+            warning.message
+        )
+        assert warning.filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("version", "support"),
+    [
+        ("0.3.0", "not one of the tested versions (0.4.0, 0.5.0); what "),
+        ("0.4.0", "supported, and tested with the published package"),
+        ("0.4.1", "not one of the tested versions"),
+        ("0.5.0rc1", "not one of the tested versions"),
+        ("0.5.0", "supported; its public repository of August 2026 was "),
+        ("0.5.0+abc123", "supported; its public repository"),
+        ("0.5.1", "newer than the tested versions (0.4.0, 0.5.0); what "),
+        ("1.0", "newer than the tested versions"),
+        ("main", "not one of the tested versions"),
+    ],
+)
+def test_status_says_what_a_version_means(
+    theirs, monkeypatch, version, support
+):
+    package = sys.modules[standin.PACKAGE]
+    monkeypatch.setattr(package, "__version__", version)
+    status = lab.status()
+    assert status.support.startswith(support)
+    assert f"\n  robo_orchard_lab {version}: {support}" in str(status)
+
+
+def test_status_without_roboorchardlab(monkeypatch):
+    monkeypatch.setattr(lab, "_version", lambda package: None)
+    status = lab.status()
+    assert status.support == "not installed"
+    assert str(status).count("\n") == 1
+
+
+def clipped_by(form, library, clipping):
+    """The options that have a trainer clip."""
+    config = library.GradientClippingHookConfig(**clipping)
+    return {
+        "grad_clip": lambda: {"grad_clip": config},
+        "config": lambda: {"hooks": [config]},
+        "single config": lambda: {"hooks": config},
+        "generator": lambda: {"hooks": (each for each in [config])},
+        "hook": lambda: {"hooks": [without_warnings(config)]},
+        "single hook": lambda: {"hooks": without_warnings(config)},
+    }[form]()
+
+
+FORMS = (
+    *("grad_clip", "config", "single config", "generator"),
+    *("hook", "single hook"),
+)
+
+
+class TestTrainer:
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("clipping", [NORM, NORM_1, VALUE])
+    def test_gives_the_same(self, theirs, form, clipping):
+        _, clipped = same_installed(
+            lambda: program(theirs, **clipped_by(form, theirs, clipping))
+        )
+        assert clipped != program(theirs)[1]
+
+    def test_gives_the_same_without_clipping(self, theirs):
+        log, _ = same_installed(lambda: program(theirs))
+        events = [event for event, _ in log]
+        micro = [
+            *("before on_step", "before on_batch"),
+            *("before on_model_forward", "after on_model_forward"),
+            *("before on_model_backward", "after on_model_backward"),
+            *("after on_batch", "after on_step"),
+        ]
+        last = ["before on_optimizer_step", "after on_optimizer_step"]
+        assert events == [
+            *("before on_loop", "before on_epoch"),
+            *(micro + micro + last) * STEPS,
+            *("after on_epoch", "after on_loop"),
+        ]
+
+    def test_tells_boundaries_commits_and_micro_steps(self, theirs):
+        with lab.install():
+            log, _ = program(theirs)
+
+        def seen(channel, *names):
+            return [
+                tuple(args[name] for name in names)
+                for event, args in log
+                if event == f"after {channel}"
+            ]
+
+        boundary, committed = (
+            *("is_optimizer_step_boundary", "is_optimizer_step_committed"),
+        )
+        steps = range(1, STEPS + 1)
+        assert seen("on_optimizer_step", boundary, committed, "step_id") == [
+            (True, True, step) for step in steps
+        ]
+        for channel in ("on_step", "on_batch", "on_model_backward"):
+            assert seen(channel, boundary, committed) == (
+                [(False, False), (True, False)] * STEPS
+            )
+        assert [micro for (micro,) in seen("on_step", "micro_step")] == [
+            repr(
+                theirs.MicroStepProgressState(
+                    epoch_step_id=micro,
+                    global_step_id=micro,
+                    index_in_optimizer_step=(micro - 1) % MICRO_STEPS + 1,
+                    last_optimizer_step_size=MICRO_STEPS * (micro > 2),
+                )
+            )
+            for micro in range(1, STEPS * MICRO_STEPS + 1)
+        ]
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_accepts_clipping_of_this_package(self, theirs, ours, form):
+        their_form = "hook" if "hook" in form else "grad_clip"
+        expected = program(theirs, **clipped_by(their_form, theirs, NORM))
+        with lab.install():
+            assert program(theirs, **clipped_by(form, ours, NORM)) == expected
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("family", ["ours", "theirs"])
+    def test_clips_by_this_package(self, request, theirs, form, family):
+        library = request.getfixturevalue(family)
+        _, expected = program(theirs, **clipped_by("hook", theirs, NORM))
+        with (
+            lab.install(),
+            mock.patch("torch.nn.utils.clip_grad_norm_", None),
+        ):
+            _, clipped = program(theirs, **clipped_by(form, library, NORM))
+        assert clipped == expected
+
+    def test_leaves_the_step_to_itself(self, theirs, ours):
+        expected = program(theirs)
+        with lab.install():
+            hooks = [ours.OptimizerHookConfig(), ours.OptimizerHook()]
+            assert program(theirs, hooks) == expected
+
+    @pytest.mark.parametrize("first", ["ours", "theirs"])
+    @pytest.mark.parametrize("second", ["ours", "theirs"])
+    def test_steps_after_clipping_in_any_order(
+        self, request, theirs, first, second
+    ):
+        """An OptimizerHook before the clipping is no reason to warn: it does
+        nothing, and the trainer steps when on_step has been left."""
+        first, second = map(request.getfixturevalue, (first, second))
+        expected = program(theirs, **clipped_by("hook", theirs, NORM))
+        with lab.install():
+            hooks = [
+                without_warnings(first.OptimizerHook, None),
+                *clipped_by("hook", second, NORM)["hooks"],
+            ]
+            assert program(theirs, hooks) == expected
+
+    def test_a_step_without_gradients_is_no_reason_to_warn(self, theirs, ours):
+        param = torch.nn.Parameter(torch.zeros(2))
+        args = theirs.PipelineHookArgs(
+            Accelerator(cpu=True), optimizer=torch.optim.SGD([param], lr=1)
+        )
+        with lab.install():
+            hooks = theirs.PipelineHooks.from_hooks(
+                [ours.OptimizerHook(), config(ours)()]
+            )
+            for _ in range(2):  # A warning would be an error.
+                with hooks.begin("on_step", args):
+                    pass
+        assert param.grad is None
+
+    def test_does_not_clip_while_accumulating(self, theirs, ours):
+        grads = []
+
+        def look(args):
+            grads.append([p.grad.tolist() for p in args.model.parameters()])
+
+        def call():
+            clipping = clipped_by("hook", ours, NORM)["hooks"]
+            looking = theirs.PipelineHooks()
+            looking.register_hook(
+                "on_step", HookContext.from_callable(before=None, after=look)
+            )
+            grads.clear()
+            program(theirs, [*clipping, looking])
+            return [copy.deepcopy(grads[::2]), copy.deepcopy(grads[1::2])]
+
+        with lab.install():
+            accumulated, clipped = call()
+        norms = [
+            torch.cat([torch.tensor(p).flatten() for p in each]).norm()
+            for each in (*accumulated, *clipped)
+        ]
+        assert min(norms[:STEPS]) > 1
+        assert norms[STEPS:] == pytest.approx([0.3] * STEPS)
+
+    def test_raises_where_this_package_s_config_asks_for_it(
+        self, theirs, ours
+    ):
+        config = ours.GradientClippingHookConfig(
+            **NORM, error_if_nonfinite=True
+        )
+        _, start = program(theirs, fail_at=0)
+        with lab.install():
+            for options in ({"grad_clip": config}, {"hooks": [config]}):
+                log, params = program(theirs, scale=math.inf, **options)
+                assert log[-1] is RuntimeError and params == start
+
+    @pytest.mark.parametrize("foreach", [False, None])
+    def test_heeds_foreach_of_this_package_s_config(
+        self, theirs, ours, foreach
+    ):
+        config = ours.GradientClippingHookConfig(**NORM, foreach=foreach)
+        with (
+            lab.install(),
+            mock.patch(
+                "torch._foreach_norm", wraps=torch._foreach_norm
+            ) as norm,
+        ):
+            program(theirs, grad_clip=config)
+        assert bool(norm.call_count) is (foreach is None)
+
+    @pytest.mark.parametrize("given", [1, "on_step", [None], [int], object()])
+    def test_refuses_what_is_no_hooks_as_before(self, theirs, given):
+        def call():
+            with pytest.raises(TypeError) as raised:
+                program(theirs, hooks=given if given != [None] else {1})
+            return str(raised.value)
+
+        assert same_installed(call).startswith("Expected PipelineHooks")
+
+
+def config(library):
+    return library.GradientClippingHookConfig(**NORM)
+
+
+def hook(library):
+    return without_warnings(config(library))
+
+
+class TestSplitting:
+    """What the trainer makes of clipping beside other clipping."""
+
+    @pytest.mark.parametrize("second", [config, hook, None])
+    @pytest.mark.parametrize("first", [config, hook, None])
+    @pytest.mark.parametrize("grad_clip", [config, None])
+    @pytest.mark.parametrize("is_deepspeed", [False, True])
+    @pytest.mark.parametrize(
+        "families", [("ours", "ours"), ("ours", "theirs"), ("theirs", "ours")]
     )
-    (warning,) = caught
-    assert f"{TRAINER}.{FUNCTION}: there is no" in str(warning.message)
-    assert warning.filename == __file__
+    def test_is_the_same_for_both_families(
+        self, request, theirs, is_deepspeed, grad_clip, first, second, families
+    ):
+        def split(*libraries):
+            given = [
+                make(library)
+                for make, library in zip(
+                    (first, second), libraries, strict=True
+                )
+                if make
+            ]
+            clip = grad_clip and grad_clip(libraries[0])
+            try:
+                hooks, found = theirs.trainer._split_gradient_clipping_config(
+                    hooks=[*given, theirs.PipelineHooks()],
+                    grad_clip=clip,
+                    is_deepspeed=is_deepspeed,
+                )
+            except ValueError as error:
+                return str(error)
+            known = [*map(id, given), id(clip)]
+            return (
+                [known.index(id(each)) for each in hooks[:-1]],
+                found and known.index(id(found)),
+            )
+
+        expected = split(theirs, theirs)
+        with lab.install():
+            assert split(theirs, theirs) == expected
+            given = map(request.getfixturevalue, families)
+            assert split(*given) == expected
+
+    def test_of_subclasses_of_this_package_s(self, theirs, ours):
+        class Own(ours.GradientClippingHookConfig):
+            pass
+
+        own = Own(**NORM)
+        with lab.install():
+            split = theirs.trainer._split_gradient_clipping_config(
+                hooks=own, grad_clip=None, is_deepspeed=False
+            )
+        assert split == ([], own)
+
+    def test_of_an_error_that_deepspeed_does_not_give(self, theirs, ours):
+        own = ours.GradientClippingHookConfig(**NORM, error_if_nonfinite=True)
+        with lab.install():
+            for options in (
+                {"hooks": [own], "grad_clip": None},
+                {"hooks": [], "grad_clip": own},
+            ):
+                with pytest.raises(ValueError, match="^GradientClippingHookC"):
+                    theirs.trainer._split_gradient_clipping_config(
+                        **options, is_deepspeed=True
+                    )
+
+
+class TestException:
+    @pytest.mark.parametrize("clipping", [{}, {"grad_clip": NORM}])
+    def test_of_a_failing_body_is_seen_and_stays(self, theirs, clipping):
+        if clipping:
+            clipping = clipped_by("grad_clip", theirs, NORM)
+        log, _ = same_installed(lambda: program(theirs, fail_at=3, **clipping))
+        assert log[-1] is ZeroDivisionError
+        failed = [
+            event
+            for event, args in log[:-1]
+            if args["exception"] == "ZeroDivisionError()"
+        ]
+        assert failed == [
+            *("after on_model_forward", "after on_batch", "after on_step"),
+            *("after on_epoch", "after on_loop"),
+        ]
+
+    def test_stays_through_later_scopes(self, theirs):
+        def call():
+            args = theirs.PipelineHookArgs(accelerator=1)
+            error = KeyError()
+            hooks = theirs.PipelineHooks()
+            with pytest.raises(KeyError), hooks.begin("on_step", args):
+                raise error
+            with hooks.begin("on_optimizer_step", args):
+                pass
+            return args.exception is error
+
+        assert same_installed(call)
+
+    @pytest.mark.parametrize("exception", [None, KeyError("earlier")])
+    @pytest.mark.parametrize("hooks", [0, 1])
+    def test_is_left_by_a_good_body(self, theirs, exception, hooks):
+        def call():
+            args = theirs.PipelineHookArgs(1, exception=exception)
+            seen = []
+            channels = theirs.PipelineHooks()
+            for _ in range(hooks):
+                channels.register_hook(
+                    "on_step",
+                    HookContext.from_callable(
+                        after=lambda args: seen.append(args.exception)
+                    ),
+                )
+            with channels.begin("on_step", args):
+                pass
+            return seen, args.exception
+
+        assert same_installed(call) == ([exception] * hooks, exception)
+
+    @pytest.mark.parametrize(
+        "error", [KeyboardInterrupt, SystemExit, GeneratorExit]
+    )
+    def test_may_be_any_base_exception(self, theirs, error):
+        def call():
+            args = theirs.PipelineHookArgs(accelerator=1)
+            hooks = theirs.PipelineHooks()
+            with pytest.raises(error), hooks.begin("on_step", args):
+                raise error
+            return type(args.exception)
+
+        assert same_installed(call) is error
+
+    def test_of_a_failing_before_is_told_too(self, theirs):
+        """Without install it is not, and hooks that run after the failure
+        take the step for a good one (F3)."""
+
+        def call():
+            args, seen = theirs.PipelineHookArgs(accelerator=1), []
+            hooks = theirs.PipelineHooks()
+            hooks.register_hook(
+                "on_step",
+                HookContext.from_callable(
+                    before=lambda args: 1 / 0,
+                    after=lambda args: seen.append(type(args.exception)),
+                ),
+            )
+            with pytest.raises(ZeroDivisionError):
+                with hooks.begin("on_step", args):
+                    pass
+            return seen
+
+        assert call() == [type(None)]
+        with lab.install():
+            assert call() == [ZeroDivisionError]
+
+
+class TestClippingHook:
+    def test_still_warns_that_it_is_for_compatibility(self, theirs):
+        for install in (False, True):
+            with lab.install() if install else warnings.catch_warnings():
+                with pytest.warns(FutureWarning) as caught:
+                    theirs.GradientClippingHook(config(theirs))
+                assert [each.filename for each in caught] == [__file__]
+
+    def test_still_refuses_deepspeed(self, theirs):
+        args = theirs.PipelineHookArgs(
+            SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+        )
+
+        def call():
+            with pytest.raises(RuntimeError, match="DeepSpeed is act") as got:
+                with hook(theirs).begin("on_step", args):
+                    pass
+            return str(got.value)
+
+        same_installed(call)
+
+    @pytest.mark.parametrize(
+        "updates", [{"exception": KeyError()}, {"optimizer": None}]
+    )
+    def test_still_looks_at_the_arguments_first(self, theirs, updates):
+        def call():
+            param = torch.nn.Parameter(torch.zeros(2))
+            param.grad = torch.tensor([3.0, 4.0])
+            args = theirs.PipelineHookArgs(
+                Accelerator(cpu=True),
+                **{"optimizer": torch.optim.SGD([param], lr=1), **updates},
+            )
+            try:
+                with hook(theirs).begin("on_step", args):
+                    pass
+            except ValueError as error:
+                return str(error), param.grad.tolist()
+            return param.grad.tolist()
+
+        same_installed(call)
+
+    @pytest.mark.parametrize("mode", [None, "off"])
+    def test_is_still_switched_off_by_another_mode(self, theirs, mode):
+        def call():
+            clipping = hook(theirs)
+            clipping.clip_mode = mode
+            return program(theirs, [clipping])
+
+        assert same_installed(call) == program(theirs)
+
+    def test_of_optimizers_still_warns(self, theirs):
+        with lab.install(), pytest.warns(DeprecationWarning) as caught:
+            theirs.OptimizerHook(None)
+        assert [each.filename for each in caught] == [__file__]

@@ -9,9 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "robo_orchard_fasthooks"
-# Private packages, with their floors. Those of one floor do not import one
-# another; single private modules are below, public ones above.
-ROOMS = {"_clipping": 1, "_profiling": 1, "_lab": 2}
+# Other modules are on floor 0 if they are private, and on floor 2 if not.
+# `_clipping` and `_profiling` do not import one another. `_lab` puts the hooks
+# of public modules into RoboOrchardLab's classes, so it is above them.
+FLOORS = {
+    **{"_clipping": 1, "_profiling": 1, "_lab": 3},
+    **{"lab": 4, "__main__": 4, "": 4},
+}
 # From the bottom up.
 ORDER = [
     f"_clipping.{name}"
@@ -67,8 +71,8 @@ def graph_of(modules):
     """For each module, those of this package that it imports."""
     graph = {}
     for name, files in modules.items():
-        package = f"{PACKAGE}.{name}" if name else PACKAGE
-        if name and name not in ROOMS:
+        package = f"{PACKAGE}.{name}".rstrip(".")
+        if name not in ("", "_clipping", "_profiling", "_lab"):
             package = package.rpartition(".")[0]
         graph[name] = set()
         for suffix, source in files:
@@ -89,7 +93,7 @@ def graph_of(modules):
 def level(name):
     """The floor of a module."""
     top = name.partition(".")[0]
-    return ROOMS.get(top, 0 if re.match("_[^_]", top) else 3)
+    return FLOORS.get(top, 0 if top.startswith("_") else 2)
 
 
 def faults(graph):
@@ -99,9 +103,7 @@ def faults(graph):
         for other in sorted(imported):
             rooms = {each.partition(".")[0] for each in (name, other)}
             up = level(other) > level(name)
-            apart = (
-                level(name) == level(other) and len(rooms & ROOMS.keys()) == 2
-            )
+            apart = rooms == {"_clipping", "_profiling"}
             if name in ORDER and other in ORDER:
                 up |= ORDER.index(other) > ORDER.index(name)
             if up or apart:
@@ -149,6 +151,12 @@ def test_imports_run_downward():
             f"from {PACKAGE} import HookContext",
             f"_profiling.report imports {PACKAGE}",
         ),
+        (
+            "_lab.patching",
+            f"import {PACKAGE}.lab",
+            "_lab.patching imports lab",
+        ),
+        ("mixin", "from ._lab import patching", "mixin imports _lab.patching"),
         ("_args", f"import {PACKAGE}", f"_args imports {PACKAGE}"),
         ("mixin", f"from {PACKAGE} import grad_clip", "a circle: "),
         (

@@ -26,6 +26,8 @@ from robo_orchard_fasthooks import (
     RemoveableHandle,
     clip_grad_norm_,
     clip_grad_value_,
+    clip_grads_with_norm_,
+    get_total_norm,
     lab,
     testing,
 )
@@ -194,6 +196,13 @@ def clipping(model: torch.nn.Module, norm: float) -> None:
     clip_grad_value_(model.parameters(), None)  # error: [arg-type]
     clip_grad_value_([1.0], 1.0)  # error: [list-item]
     print(clip_grad_value_([], norm))  # error: [func-returns-value]
+    grads = [torch.ones(2)]
+    get_total_norm()  # error: [call-arg]
+    get_total_norm(model)  # error: [arg-type]
+    get_total_norm(grads, max_norm=1.0)  # error: [call-arg]
+    total: float = get_total_norm(grads)  # error: [assignment]
+    clip_grads_with_norm_(model.parameters(), 1.0)  # error: [call-arg]
+    clip_grads_with_norm_(grads, 1.0, total)  # error: [arg-type]
 
 
 def outputs(output: ModelOutput, losses: ModelOutputHasLossKeys) -> None:
@@ -205,6 +214,8 @@ def outputs(output: ModelOutput, losses: ModelOutputHasLossKeys) -> None:
 
 def profiling(hooks: PipelineHooks) -> None:
     HookProfiler()  # error: [call-arg]
+    HookProfiler(1)  # error: [arg-type]
+    HookProfiler([hooks])  # error: [arg-type]
     HookProfiler(hooks, True)  # error: [call-arg]
     HookProfiler(hooks, cuda=True)  # error: [call-arg]
     HookProfiler(hooks, warn_above="10%")  # error: [arg-type]
@@ -213,6 +224,7 @@ def profiling(hooks: PipelineHooks) -> None:
         profiler.table(timeout="1")  # error: [arg-type]
         profiler.to_json()  # error: [call-arg]
         print(profiler.to_dict().on_step)  # error: [attr-defined]
+        profiler.to_dict()["on_step"]["scop"]  # error: [typeddict-item]
 
 
 def in_lab(status: lab.Status) -> None:

@@ -30,6 +30,8 @@ from robo_orchard_fasthooks import (
     RemoveableHandle,
     clip_grad_norm_,
     clip_grad_value_,
+    clip_grads_with_norm_,
+    get_total_norm,
     lab,
     testing,
 )
@@ -172,6 +174,8 @@ def main(accelerator: Accelerator, model: torch.nn.Module) -> None:
 
 def clip(model: torch.nn.Module, hook: GradientClippingHook) -> float:
     clip_grad_value_(model.parameters(), 1.0)
+    total_norm = get_total_norm([torch.ones(2)], norm_type=2.0)
+    clip_grads_with_norm_(model.parameters(), 1.0, total_norm)
     norm = clip_grad_norm_(model.parameters(), 1, error_if_nonfinite=True)
     hook.max_norm = 2.0
     return norm.item() if hook.total_norm is None else hook.total_norm.item()

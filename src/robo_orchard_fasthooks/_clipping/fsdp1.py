@@ -78,6 +78,12 @@ class FSDP1Gradients(Gradients):
             self._whole.append(index)
 
     @override
+    def unsupported(self, norm_type: float) -> str | None:
+        if self._sharded and norm_type == 0:
+            return "norm_type 0 is not supported with FSDP1"
+        return None
+
+    @override
     def local(self, params: list[Tensor]) -> list[Tensor]:
         return self._dtensors.local(params)
 
@@ -90,8 +96,8 @@ class FSDP1Gradients(Gradients):
     ) -> GradientNorm | None:
         if not self._sharded:
             return self._unsharded.total_norm(params, norm_type)
-        if norm_type == 0:
-            raise ValueError("norm_type 0 is not supported with FSDP1")
+        if reason := self.unsupported(norm_type):
+            raise ValueError(reason)
         dtensors = [params[i] for i in self._whole if _is_dtensor(params[i])]
         grads = [param.grad for param in dtensors]
         # First, as this may refuse one.

@@ -101,6 +101,10 @@ class Gradients(ABC):
             NotImplementedError: A gradient cannot be clipped.
         """
 
+    def unsupported(self, norm_type: float) -> str | None:
+        """Says why a norm of this order is not supported; None if it is."""
+        return None
+
     def local(self, params: list[Tensor]) -> list[Tensor]:
         """Lists the gradients, as far as they are on this rank."""
         return [grad for p in params if (grad := p.grad) is not None]

@@ -24,9 +24,9 @@ _requires_grad = attrgetter("requires_grad")
 class _Known:
     """How the gradients of a list of parameters are stored.
 
-    It holds no parameter: one that refers to its optimizer would keep it
-    alive, and torch.utils.swap_tensors (`model.to` of DTensors) refuses
-    tensors that are referred to weakly.
+    No parameter is referred to: a strong reference would keep an optimizer
+    alive that one of its parameters refers to, and torch.utils.swap_tensors
+    (`model.to` of DTensors) refuses tensors that have weak references.
     """
 
     def __init__(self, ids: list[int], gradients: Gradients):
@@ -44,16 +44,17 @@ def optimizer_gradients(
     """The parameters of an optimizer that require gradients, each once.
 
     Args:
-        optimizer (torch.optim.Optimizer): Anything with `param_groups`.
-        models (Callable[[], Iterable[Module]]): Where FSDP modules are.
+        optimizer (torch.optim.Optimizer): Any object with `param_groups`.
+        models (Callable[[], Iterable[Module]]): Returns the models whose
+            submodules FSDP may have wrapped.
 
     Returns:
         tuple[list[Tensor], Gradients]: The parameters, and how their gradients
-            are stored; kept until other parameters are found.
+            are stored; the latter is kept while the parameters are the same.
 
     Raises:
-        RuntimeError: A parameter that FSDP has flattened is of none of the
-            models.
+        RuntimeError: A parameter that FullyShardedDataParallel has flattened
+            belongs to none of the models.
     """
     params: list[Tensor] = []
     for group in optimizer.param_groups:
@@ -61,7 +62,7 @@ def optimizer_gradients(
     if not all(map(_requires_grad, params)):
         params = [param for param in params if param.requires_grad]
     known = None
-    with suppress(TypeError):  # Of an optimizer without weak references.
+    with suppress(TypeError):  # Not every object has weak references.
         known = _KNOWN.get(optimizer)
     ids = list(map(id, params))
     if known is None or known.ids != ids:
@@ -78,7 +79,7 @@ def _once(params: list[Tensor]) -> list[Tensor]:
 def _gradients(
     params: list[Tensor], optimizer: Any, models: _Models
 ) -> Gradients:
-    # What FullyShardedDataParallel marks its parameters with.
+    # The mark that FullyShardedDataParallel leaves on its parameters.
     if not any(getattr(param, "_fsdp_flattened", False) for param in params):
         return gradients_of(params)
     from robo_orchard_fasthooks._clipping.fsdp1 import FSDP1Gradients
@@ -88,13 +89,23 @@ def _gradients(
     except LookupError as error:
         raise RuntimeError(
             f"{name_of(error.args[0], optimizer, ())} is sharded by "
-            "FullyShardedDataParallel, but of an unknown module: prepare the "
+            "FullyShardedDataParallel, but its module is unknown: prepare the "
             "model, or pass PipelineHookArgs(..., model=)"
         ) from None
 
 
 def name_of(param: Tensor, optimizer: Any, models: Iterable[Module]) -> str:
-    """Where a parameter is in its optimizer, with its name if it has one."""
+    """Names a parameter by its place in the optimizer, and by its name.
+
+    Args:
+        param (Tensor): The parameter.
+        optimizer (torch.optim.Optimizer): The optimizer that holds it.
+        models (Iterable[Module]): Where its name is looked up, unless the
+            optimizer has it.
+
+    Returns:
+        str: Such as "parameter 0 of group 1 ('head.weight')".
+    """
     group, number, index = next(
         (group, number, index)
         for number, group in enumerate(optimizer.param_groups)

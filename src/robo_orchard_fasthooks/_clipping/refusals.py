@@ -1,4 +1,8 @@
-"""Gradients that cannot be clipped, refused before anything changes."""
+"""Gradients that cannot be clipped, refused before any of them changes.
+
+Each check returns what is wrong with a gradient, in words that go on from "the
+gradient of parameter 0", or None.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
+from torch.utils._foreach_utils import _device_has_foreach_support
 
 __all__ = [
     "Name",
@@ -17,6 +22,8 @@ __all__ = [
     "product",
     "refuse",
     "sparse",
+    "unclippable",
+    "without_foreach",
 ]
 
 Name = Callable[[int], str]
@@ -35,7 +42,13 @@ def by_index(index: int) -> str:
 def refuse(
     params: list[Tensor], fault: Callable[[Tensor], str | None], name: Name
 ) -> None:
-    """Raises for the first gradient with a fault; nothing has changed yet."""
+    """Raises NotImplementedError for the first gradient that has a fault.
+
+    Args:
+        params (list[Tensor]): The parameters whose gradients to check.
+        fault (Callable[[Tensor], str | None]): One of the checks below.
+        name (Name): Names a parameter.
+    """
     for index, param in enumerate(params):
         if param.grad is not None and (what := fault(param.grad)):
             raise NotImplementedError(f"the gradient of {name(index)} {what}")
@@ -66,6 +79,44 @@ def overlapping(grad: Tensor) -> str | None:
         "has elements that share memory (it is expanded) and cannot be "
         "changed in place; assign grad.clone()"
     )
+
+
+def without_foreach(grad: Tensor) -> str | None:
+    if _device_has_foreach_support(grad.device):
+        return None
+    return (
+        f"is on a device ({grad.device.type}) that has no foreach kernels; "
+        "leave foreach=None"
+    )
+
+
+def unclippable(
+    by_norm: bool, norm_type: float
+) -> Callable[[Tensor], str | None]:
+    """Makes a check for whatever can be wrong with a scaled gradient.
+
+    Clipping looks for such gradients only after it has failed, or where it
+    has to scale them. That is too late once they have been unscaled.
+    """
+
+    def fault(grad: Tensor) -> str | None:
+        if not by_norm:
+            return sparse(grad) or complex_(grad) or overlapping(grad)
+        if grad.layout != torch.strided and not _has_norm(grad, norm_type):
+            return sparse(grad)
+        if grad.is_complex():
+            return "is complex and cannot be unscaled by a GradScaler"
+        return overlapping(grad)
+
+    return fault
+
+
+def _has_norm(grad: Tensor, norm_type: float) -> bool:
+    try:
+        vector_norm(grad.detach(), float(norm_type))
+    except RuntimeError:  # Sparse COO has one from torch 2.14 on.
+        return False
+    return True
 
 
 def product(grad: Tensor) -> str | None:

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
 from accelerate import DistributedType
-from accelerate import accelerator as accelerate_module
 
 from robo_orchard_fasthooks._clipping.algorithm import (
     clip_by_norm,
     clip_by_value,
 )
+from robo_orchard_fasthooks._clipping.order import warn_if_stepped
 from robo_orchard_fasthooks._clipping.parameters import (
     name_of,
     optimizer_gradients,
 )
+from robo_orchard_fasthooks._clipping.refusals import (
+    refuse,
+    unclippable,
+    without_foreach,
+)
+from robo_orchard_fasthooks._clipping.scaling import (
+    is_accelerate_s,
+    unscaled,
+    will_unscale,
+)
 
 __all__ = ["ClipSettings", "clip_at_step", "clip_gradients"]
 
-# Others (DeepSpeed, XLA, Megatron) clip, or reduce gradients, on their own.
-_OURS = {
+# With others (DeepSpeed, XLA, Megatron), accelerate's own methods are called:
+# these reduce gradients first, or leave clipping to the backend.
+_CLIPPED_HERE = {
     DistributedType.NO,
     DistributedType.MULTI_CPU,
     DistributedType.MULTI_GPU,
@@ -31,7 +44,7 @@ _OURS = {
 
 @dataclass(frozen=True, slots=True)
 class ClipSettings:
-    """The settings of one step, as the attributes of a hook are then."""
+    """The settings of one step; those of a hook may change between steps."""
 
     clip_mode: str
     clip_value: float | None
@@ -61,7 +74,7 @@ class ClipSettings:
         )
 
     def bound(self) -> float:
-        """The bound that the mode asks for.
+        """Returns the bound of the mode.
 
         Raises:
             ValueError: The mode is unknown, or its bound is None.
@@ -89,15 +102,16 @@ def clip_at_step(hook: Any, hook_args: Any) -> torch.Tensor | None:
     Args:
         hook (GradientClippingHook): The hook whose settings to use; a hook of
             RoboOrchardLab may be given too.
-        hook_args (PipelineHookArgs): Has `accelerator` and `optimizer`, and
-            may be RoboOrchardLab's too.
+        hook_args (PipelineHookArgs): Has `accelerator` and `optimizer`; those
+            of RoboOrchardLab may be given too.
 
     Returns:
-        torch.Tensor | None: The norm before clipping, if it was computed.
+        torch.Tensor | None: The norm before clipping over all ranks, 0-dim
+            and plain; None if no norm was computed.
 
     Raises:
         ValueError: There is no optimizer, or a setting is invalid.
-        NotImplementedError: A gradient cannot be clipped in this mode.
+        NotImplementedError: A gradient cannot be clipped with these settings.
         RuntimeError: The norm is not finite and `error_if_nonfinite` is set,
             or the FSDP module of a parameter is unknown.
     """
@@ -111,9 +125,12 @@ def clip_at_step(hook: Any, hook_args: Any) -> torch.Tensor | None:
         )
     accelerator = hook_args.accelerator
     # RoboOrchardLab 0.5 counts its own micro-steps.
-    ends = getattr(hook_args, "is_optimizer_step_boundary", None)
-    if not (accelerator.sync_gradients if ends is None else ends):
+    is_boundary = getattr(hook_args, "is_optimizer_step_boundary", None)
+    if is_boundary is None:
+        is_boundary = accelerator.sync_gradients
+    if not is_boundary:
         return None
+    warn_if_stepped(hook, hook_args, optimizer)
     model = getattr(hook_args, "model", None)
     return clip_gradients(ClipSettings.of(hook), accelerator, optimizer, model)
 
@@ -126,6 +143,8 @@ def clip_gradients(
 ) -> torch.Tensor | None:
     """Clips the gradients of an optimizer's parameters.
 
+    Whatever can be refused is refused before any gradient has changed.
+
     Args:
         settings (ClipSettings): The settings of this step.
         accelerator (Accelerator): The accelerator of the run.
@@ -134,25 +153,18 @@ def clip_gradients(
             not have it.
 
     Returns:
-        torch.Tensor | None: The norm before clipping, if it was computed.
+        torch.Tensor | None: The norm before clipping over all ranks, 0-dim
+            and plain; None if no norm was computed.
 
     Raises:
         ValueError: A setting is invalid.
-        NotImplementedError: A gradient cannot be clipped in this mode.
+        NotImplementedError: A gradient cannot be clipped with these settings.
         RuntimeError: The norm is not finite and `error_if_nonfinite` is set,
             or the FSDP module of a parameter is unknown.
     """
     bound = settings.bound()
     by_norm = settings.clip_mode == "norm"
     if _clips_by_itself(accelerator, settings.clip_mode):
-        if settings.error_if_nonfinite and by_norm:
-            raise ValueError(
-                "GradientClippingHook: error_if_nonfinite is not supported "
-                "where the accelerator clips by its own clip_grad_norm_ "
-                f"({type(accelerator).__name__}, "
-                f"{getattr(accelerator, 'distributed_type', None)}); leave it "
-                "False"
-            )
         return _clip_through(settings, accelerator, optimizer)
 
     def models() -> list[torch.nn.Module]:
@@ -166,24 +178,49 @@ def clip_gradients(
     # A rank without gradients takes part in what the others reduce.
     if not gradients.collective and all(p.grad is None for p in params):
         return None
-    _unscale(accelerator, optimizer, params)
-    if not by_norm:
-        clip_by_value(gradients, params, bound, settings.foreach, name)
-        return None
-    return clip_by_norm(
-        gradients,
-        params,
-        bound,
-        settings.norm_type,
-        settings.error_if_nonfinite,
-        settings.foreach,
-        name,
-    )
+    if by_norm and (reason := gradients.unsupported(settings.norm_type)):
+        raise ValueError(f"GradientClippingHook: {reason}")
+    if settings.foreach:
+        refuse(params, without_foreach, name)
+
+    def clip() -> torch.Tensor | None:
+        if not by_norm:
+            clip_by_value(gradients, params, bound, settings.foreach, name)
+            return None
+        return _as_norm(
+            clip_by_norm(
+                gradients,
+                params,
+                bound,
+                settings.norm_type,
+                settings.error_if_nonfinite,
+                settings.foreach,
+                name,
+            )
+        )
+
+    if not will_unscale(accelerator):
+        return clip()
+    # Unscaling changes gradients, and clipping finds out too late that one of
+    # them cannot be clipped, or that it can only be left below the bound.
+    refuse(params, unclippable(by_norm, settings.norm_type), name)
+    with unscaled(accelerator, optimizer, params):
+        return clip()
 
 
 def _clip_through(
     settings: ClipSettings, accelerator: Any, optimizer: Any
 ) -> torch.Tensor | None:
+    """Clips by the accelerator's own methods."""
+    by_norm = settings.clip_mode == "norm"
+    distributed_type = _distributed_type(accelerator)
+    if settings.error_if_nonfinite and by_norm:
+        raise ValueError(
+            "GradientClippingHook: error_if_nonfinite is not supported where "
+            "the accelerator clips by its own clip_grad_norm_ "
+            f"({type(accelerator).__name__}, {distributed_type}); leave it "
+            "False"
+        )
     # By identity and once each: two groups may hold the same parameter.
     params = {
         param: None
@@ -191,55 +228,55 @@ def _clip_through(
         for param in group["params"]
         if param.requires_grad and param.grad is not None
     }
-    if settings.clip_mode == "value":
+    if not by_norm:
         if params:
             accelerator.clip_grad_value_(list(params), settings.clip_value)
         return None
-    # DeepSpeed keeps gradients to itself, but tells their norm.
-    kind = getattr(accelerator, "distributed_type", None)
-    if not params and kind != DistributedType.DEEPSPEED:
+    # DeepSpeed keeps the gradients to itself, but returns their norm.
+    if not params and distributed_type != DistributedType.DEEPSPEED:
         return None
-    total_norm = accelerator.clip_grad_norm_(
-        list(params), settings.max_norm, settings.norm_type
+    return _as_norm(
+        accelerator.clip_grad_norm_(
+            list(params), settings.max_norm, settings.norm_type
+        )
     )
-    return None if total_norm is None else torch.as_tensor(total_norm)
+
+
+def _as_norm(returned: Any) -> torch.Tensor | None:
+    """Makes a 0-dim plain tensor of what a function returned as the norm.
+
+    Returns:
+        torch.Tensor | None: None if it is neither a number nor a tensor of
+            one element, as an accelerator's own method may return anything.
+    """
+    if (
+        type(returned) is torch.Tensor
+        and returned.ndim == 0
+        and not returned.requires_grad
+    ):
+        return returned
+    if isinstance(returned, torch.Tensor):
+        if hasattr(returned, "full_tensor"):  # A DTensor.
+            returned = returned.full_tensor()
+        if hasattr(returned, "wait"):  # The result of a collective.
+            returned = returned.wait()
+        if returned.numel() != 1 or returned.layout != torch.strided:
+            return None
+        norm: torch.Tensor = returned.detach().as_subclass(torch.Tensor)
+        return norm.reshape(())
+    if isinstance(returned, Real) and not isinstance(returned, bool):
+        with suppress(OverflowError):  # An integer can be too large.
+            return torch.tensor(float(returned))
+    return None
 
 
 def _clips_by_itself(accelerator: Any, clip_mode: str) -> bool:
-    """Whether clipping is not accelerate's own, for plain or FSDP training."""
+    """Whether clipping is left to the accelerator's own method."""
     return (
-        not _is_accelerate_s(accelerator, f"clip_grad_{clip_mode}_")
-        or accelerator.distributed_type not in _OURS
+        not is_accelerate_s(accelerator, f"clip_grad_{clip_mode}_")
+        or accelerator.distributed_type not in _CLIPPED_HERE
     )
 
 
-def _is_accelerate_s(accelerator: Any, name: str) -> bool:
-    """Whether a method is neither overridden nor patched."""
-    function = getattr(getattr(accelerator, name, None), "__func__", None)
-    return getattr(function, "__globals__", None) is vars(accelerate_module)
-
-
-def _unscale(
-    accelerator: Any, optimizer: Any, params: list[torch.Tensor]
-) -> None:
-    """Unscales the gradients of one optimizer.
-
-    accelerate's clip methods unscale those of all optimizers, which clipping
-    for a second one then finds unscaled already.
-    """
-    if not _is_accelerate_s(accelerator, "unscale_gradients"):
-        accelerator.unscale_gradients()
-    elif isinstance(optimizer, torch.optim.Optimizer):
-        accelerator.unscale_gradients(optimizer)
-    else:  # A wrapper of others, of which the scaler is to know.
-        ids = set(map(id, params))
-        accelerator.unscale_gradients(
-            [
-                each
-                for each in accelerator._optimizers
-                if any(
-                    not ids.isdisjoint(map(id, group["params"]))
-                    for group in each.param_groups
-                )
-            ]
-        )
+def _distributed_type(accelerator: Any) -> Any:
+    return getattr(accelerator, "distributed_type", None)

@@ -1,4 +1,4 @@
-"""Functions of another package, replaced where they stand and put back."""
+"""Replaces functions of another package in place, and puts them back."""
 
 from __future__ import annotations
 
@@ -13,28 +13,22 @@ from typing import Any, NamedTuple
 __all__ = ["PatchError", "AppliedPatch", "Patch", "check_home"]
 
 
-_STARS: dict[Any, str] = {
-    inspect.Parameter.VAR_POSITIONAL: "*",
-    inspect.Parameter.VAR_KEYWORD: "**",
-}
-
-
 class PatchError(Exception):
-    """A function is not what it is expected to be."""
+    """A function is missing, or is not the one that was expected."""
 
 
 def check_home(function: Any, module: str) -> None:
-    """Checks that a function is of a package, and not patched by another.
+    """Checks that a function was defined in a package, and is no patch.
 
     Args:
         function (Callable): The function.
-        module (str): A module of the package.
+        module (str): Any module of the package.
 
     Raises:
-        PatchError: It is of another package.
+        PatchError: It was defined in another package.
     """
     if getattr(function, "__globals__", None) is vars(contextlib):
-        # What @contextmanager makes calls what it was made of.
+        # @contextmanager wraps the function in one of contextlib's own.
         function = inspect.getclosurevars(function).nonlocals.get("func")
     home = getattr(function, "__globals__", {}).get("__name__", "")
     if home.split(".")[0] != module.split(".")[0]:
@@ -51,7 +45,7 @@ class AppliedPatch(NamedTuple):
 
     @property
     def stands(self) -> bool:
-        """Whether nobody has replaced it since."""
+        """Whether the replacement is still in place."""
         return vars(self.owner).get(self.attribute) is self.replacement
 
 
@@ -61,14 +55,15 @@ class Patch:
 
     module: str
     path: str
-    """Its name in the module, as `Class.method`."""
+    """Its name within the module, such as `Class.method`."""
 
     make: Callable[[Any, Any], Any]
-    """Makes the replacement, of the owner and the original; it may raise
-    PatchError."""
+    """Called with the owner and the original, returns the replacement. It may
+    raise PatchError."""
 
     parameters: str | None = None
-    """Those of the original, where the replacement counts on them."""
+    """The parameters that the original has to have, such as `self, *, name`,
+    or None if any will do."""
 
     @property
     def name(self) -> str:
@@ -76,17 +71,19 @@ class Patch:
         return f"{self.module}.{self.path}"
 
     def replace(self, undo: contextlib.ExitStack) -> AppliedPatch:
-        """Replaces it.
+        """Replaces the function.
 
         Args:
-            undo (contextlib.ExitStack): Gets what puts it back.
+            undo (contextlib.ExitStack): Receives a callback that puts the
+                original back.
 
         Returns:
-            AppliedPatch: What was replaced, by what.
+            AppliedPatch: What was replaced, and by what.
 
         Raises:
-            PatchError: It is not there, not as expected, or patched.
-            ImportError: Its module needs another one that is not there.
+            PatchError: The function is missing, is not the one that was
+                expected, or has been patched.
+            ImportError: A module that its module imports is missing.
         """
         owner, attribute, original = self.find()
         replacement = self.make(owner, original)
@@ -96,15 +93,16 @@ class Patch:
         return replaced
 
     def find(self) -> tuple[Any, str, Any]:
-        """Finds it.
+        """Finds the function.
 
         Returns:
             tuple[Any, str, Any]: The owner, a class or a module; the name of
-                the attribute in it; and what is there.
+                its attribute; and the attribute's value.
 
         Raises:
-            PatchError: It is not there, not as expected, or patched.
-            ImportError: Its module needs another one that is not there.
+            PatchError: The function is missing, is not the one that was
+                expected, or has been patched.
+            ImportError: A module that its module imports is missing.
         """
         try:
             owner: Any = import_module(self.module)
@@ -121,14 +119,16 @@ class Patch:
             raise PatchError("there is no such name") from None
         function = getattr(original, "__func__", original)
         check_home(function, self.module)
-        parameters = ", ".join(
-            _STARS.get(parameter.kind, "") + name
-            for name, parameter in inspect.signature(
-                function
-            ).parameters.items()
+        signature = inspect.signature(function)
+        bare = signature.replace(
+            parameters=[
+                each.replace(annotation=each.empty, default=each.empty)
+                for each in signature.parameters.values()
+            ],
+            return_annotation=signature.empty,
         )
-        if self.parameters not in (None, parameters):
-            raise PatchError(f"its parameters are ({parameters})")
+        if self.parameters is not None and str(bare) != f"({self.parameters})":
+            raise PatchError(f"its parameters are {bare}")
         return owner, attribute, original
 
     def _put_back(self, replaced: AppliedPatch) -> None:
@@ -136,7 +136,7 @@ class Patch:
             setattr(replaced.owner, replaced.attribute, replaced.original)
         else:
             warnings.warn(
-                f"{self.name} was patched after it had been replaced, and is "
-                "left so: take patches back in the reverse order",
+                f"{self.name} was patched after it had been replaced, so the "
+                "patch is left alone: undo patches in the reverse order",
                 stacklevel=2,
             )

@@ -1,1 +1,1 @@
-"""What a HookProfiler reports, and how it marks callbacks."""
+"""How a HookProfiler marks callbacks, and what it keeps and reports."""

@@ -1,75 +1,139 @@
-"""What is opened before a callback and closed after it, by name."""
+"""What surrounds a callback while it is profiled: ranges and CUDA events."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from robo_orchard_fasthooks._record import Stats
 
-__all__ = ["DeviceTimes", "nvtx_range", "profiler_range"]
-
-Ends = tuple[Callable[[], object], Callable[[], object]]
+__all__ = ["DeviceTimer", "Markers", "nvtx_range"]
 
 
-def profiler_range(name: str) -> Ends:
-    """Opens and closes a range of torch's profiler."""
-    opened: list[Any] = []  # More than one where a hook runs itself.
-    make: Any = torch.profiler.record_function
-
-    def start() -> None:
-        opened.append(make(name))
-        opened[-1].__enter__()
-
-    def end() -> None:
-        opened.pop().__exit__(None, None, None)
-
-    return start, end
-
-
-def nvtx_range(name: str) -> Ends:
-    """Opens and closes a range of NVTX."""
-    nvtx: Any = torch.cuda.nvtx
-    return lambda: nvtx.range_push(name), nvtx.range_pop
-
-
-class DeviceTimes:
-    """Times of the CUDA device, which nobody waits for.
+class Markers:
+    """Enters context managers before a callback and exits them after it.
 
     Args:
-        stats (Stats): Gets the times, in nanoseconds.
+        *factories (Callable[[], AbstractContextManager]): Make the context
+            managers of one run of the callback.
     """
 
-    def __init__(self, stats: Stats):
-        self._stats = stats
-        self._opened: list[Any] = []
-        self._pending: deque[tuple[Any, Any]] = deque()
+    def __init__(
+        self, *factories: Callable[[], AbstractContextManager[object]]
+    ):
+        self._factories = factories
+        self._thread = _Thread()
 
-    def start(self) -> None:
-        """Marks a beginning in the current stream."""
-        self._opened.append(self._now())
+    def open(self) -> None:
+        """Enters a new context manager of each kind, or none if one raises."""
+        with ExitStack() as stack:
+            for factory in self._factories:
+                stack.enter_context(factory())
+            self._thread.entered.append(stack.pop_all())
 
-    def end(self) -> None:
-        """Marks the end."""
-        self._pending.append((self._opened.pop(), self._now()))
+    def close(self) -> None:
+        """Exits those that this thread entered last."""
+        self._thread.entered.pop().close()
+
+
+class _Thread(threading.local):
+    # Of each thread, because several may run the same callback at once. More
+    # than one in a thread where a callback runs itself.
+    def __init__(self) -> None:
+        self.entered: list[ExitStack] = []
+
+
+@contextmanager
+def nvtx_range(name: str) -> Iterator[None]:
+    """A range of NVTX.
+
+    Args:
+        name (str): Its name. `torch.cuda.nvtx.range` would format it, and
+            raise for one with braces.
+    """
+    nvtx: Any = torch.cuda.nvtx
+    nvtx.range_push(name)
+    try:
+        yield
+    finally:
+        nvtx.range_pop()
+
+
+class DeviceTimer:
+    """Times work on CUDA devices by events, without waiting for it.
+
+    Attributes:
+        stats (Stats): The times that are known, in nanoseconds.
+    """
+
+    def __init__(self) -> None:
+        self.stats = Stats()
+        self._pending: deque[tuple[torch.device, Any, Any]] = deque()
+        # Events to be recorded again, by device: an event belongs to the
+        # device on which it was recorded first.
+        self._free: dict[torch.device, list[Any]] = {}
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        """Times what its body launches in the stream that is current."""
+        if torch.cuda.is_current_stream_capturing():
+            yield  # The work runs when the graph is replayed.
+            return
+        stream = torch.cuda.current_stream()
+        start = self._record(stream)
+        yield
+        if torch.cuda.is_current_stream_capturing():
+            return
+        self._pending.append((stream.device, start, self._record(stream)))
         self.resolve()
 
-    def resolve(self) -> None:
-        """Takes the times of what the device is done with, in its order."""
-        while self._pending and self._pending[0][1].query():
-            start, end = self._pending.popleft()
-            self._stats.record(int(start.elapsed_time(end) * 1e6))
+    def resolve(self, wait: bool = False) -> None:
+        """Adds the times of the work that has finished.
+
+        Nothing is added while the current stream is being captured, because
+        CUDA then permits neither to query an event nor to wait for one.
+
+        Args:
+            wait (bool): Whether to wait for all work that is being timed, each
+                on its own device.
+        """
+        if torch.cuda.is_current_stream_capturing():
+            return
+        for _ in range(len(self._pending)):
+            try:
+                # Taken out first, so that only this thread reads its time.
+                pending = self._pending.popleft()
+            except IndexError:
+                return
+            device, start, end = pending
+            finished = False
+            try:
+                if wait:
+                    end.synchronize()
+                finished = end.query()
+            finally:
+                if not finished:
+                    self._pending.appendleft(pending)
+            if not finished:
+                return
+            self.stats.record(int(start.elapsed_time(end) * 1e6))
+            self._free.setdefault(device, []).extend((start, end))
 
     def clear(self) -> None:
-        """Forgets all times, also those to come of what is done already."""
+        """Forgets all times, those that are not known yet among them."""
         self._pending.clear()
-        self._stats.clear()
+        self.stats.clear()
 
-    def _now(self) -> Any:
-        make: Any = torch.cuda.Event
-        event = make(enable_timing=True)
-        event.record()
+    def _record(self, stream: torch.cuda.Stream) -> Any:
+        try:
+            event = self._free[stream.device].pop()
+        except LookupError:
+            make: Any = torch.cuda.Event
+            event = make(enable_timing=True)
+        event.record(stream)
         return event

@@ -1,4 +1,4 @@
-"""What a HookProfiler found, as tables and a picture."""
+"""The report of a HookProfiler: tables, and a bar chart."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
+
+from robo_orchard_fasthooks._profiling.rows import CallbackTimes, Profile
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["draw", "gather", "table", "table_of_ranks"]
 
-Profile = dict[str, Any]
-"""As HookProfiler.to_dict makes it."""
-
 
 def table(profile: Profile) -> str:
-    """The hooks, the one that took most first, and the channels.
+    """Lists the callbacks, slowest first, and then the channels.
 
     Args:
-        profile (dict[str, Any]): Of a HookProfiler.
+        profile (dict[str, ChannelProfile]): The times.
 
     Returns:
-        str: Lines of columns.
+        str: The two tables.
     """
     hooks = _hooks(profile)
     spent = sum(row["sum"] for _, row in hooks) or 1
@@ -47,20 +46,21 @@ def table(profile: Profile) -> str:
                 f"{row['sum'] / spent:.1%}",
                 f"{row['share_of_scope']:.1%}",
                 f"{row['count']:,}",
-                *(_time(row[key]) for key in ("mean", "p50", "p95", "max")),
-                *([_time(row["device"]["mean"])] if "device" in row else []),
+                *(_time(row["mean"]), _time(row["p50"])),
+                *(_time(row["p95"]), _time(row["max"])),
+                *([_device_time(row)] if device else []),
             ]
         )
     channels = [["channel", "scopes", "mean", "body", "hooks"]]
-    for name, channel in profile.items():
-        whole = channel["scope"]["sum"] or 1
-        body = channel["body"]["sum"] / whole
-        in_hooks = sum(row["sum"] for row in channel["hooks"]) / whole
+    for name, times in profile.items():
+        whole = times["scope"]["sum"] or 1
+        body = times["body"]["sum"] / whole
+        in_hooks = sum(row["sum"] for row in times["hooks"]) / whole
         channels.append(
             [
                 name,
-                f"{channel['scope']['count']:,}",
-                _time(channel["scope"]["mean"]),
+                f"{times['scope']['count']:,}",
+                _time(times["scope"]["mean"]),
                 f"{body:.1%}",
                 f"{in_hooks:.1%}",
             ]
@@ -69,13 +69,13 @@ def table(profile: Profile) -> str:
 
 
 def table_of_ranks(ranks: list[Profile]) -> str:
-    """Mean times over ranks, and which one is the slowest.
+    """Compares the mean times of each callback on several ranks.
 
     Args:
-        ranks (list[dict[str, Any]]): What each rank found.
+        ranks (list[dict[str, ChannelProfile]]): The times of each rank.
 
     Returns:
-        str: Lines of columns.
+        str: The table: least, median and greatest mean, and the slowest rank.
     """
     means: dict[tuple[str, str, str], dict[int, float]] = {}
     for rank, profile in enumerate(ranks):
@@ -101,33 +101,33 @@ def table_of_ranks(ranks: list[Profile]) -> str:
 def gather(
     profile: Profile, accelerator: Accelerator, timeout: float
 ) -> list[Profile]:
-    """What each rank found, by way of the store that they all met in.
+    """Gathers the times of all ranks through torch.distributed's store.
 
     Args:
-        profile (dict[str, Any]): What this rank found.
-        accelerator (Accelerator): Knows the ranks.
-        timeout (float): How many seconds to wait for the others.
+        profile (dict[str, ChannelProfile]): The times of this rank.
+        accelerator (Accelerator): Tells this rank and the number of ranks.
+        timeout (float): How many seconds to wait for the other ranks.
 
     Returns:
-        list[dict[str, Any]]: By rank.
+        list[dict[str, ChannelProfile]]: The times of each rank, in order.
 
     Raises:
-        RuntimeError: Not all ranks came in time.
+        RuntimeError: Not all ranks called this function in time.
     """
-    global _meetings
+    global _calls
     if accelerator.num_processes == 1:
         return [profile]
-    # Not a collective: one that a rank does not join cannot be left.
+    # Not a collective operation, which would hang if a rank did not join it.
     store = dist.distributed_c10d._get_default_store()
     ranks = range(accelerator.num_processes)
     mine = accelerator.process_index
-    store.set(_key(_meetings, mine), json.dumps(profile))
-    keys = [_key(_meetings, rank) for rank in ranks]
+    store.set(_key(_calls, mine), json.dumps(profile))
+    keys = [_key(_calls, rank) for rank in ranks]
     try:
         store.wait(keys, timedelta(seconds=timeout))
     except RuntimeError as error:
         missing = [rank for rank in ranks if not store.check([keys[rank]])]
-        store.delete_key(keys[mine])  # The next time is this one again.
+        store.delete_key(keys[mine])  # The next call uses these keys again.
         if not missing:
             raise
         raise RuntimeError(
@@ -135,28 +135,28 @@ def gather(
             f"{timeout:g} s rank {', '.join(map(str, missing))} did not"
         ) from error
     found = [json.loads(store.get(key)) for key in keys]
-    # All have come to this meeting, so all have read the last one.
-    store.delete_key(_key(_meetings - 1, mine))
-    _meetings += 1
+    # Every rank has made this call, so every rank has read the last one's.
+    store.delete_key(_key(_calls - 1, mine))
+    _calls += 1
     return found
 
 
-_meetings = 0
+_calls = 0
 
 
-def _key(meeting: int, rank: int) -> str:
-    return f"robo_orchard_fasthooks/profile/{meeting}/{rank}"
+def _key(call: int, rank: int) -> str:
+    return f"robo_orchard_fasthooks/profile/{call}/{rank}"
 
 
 def draw(profile: Profile, path: str | Path) -> None:
-    """Draws the time of each hook, before and after apart.
+    """Draws the total time of each hook, with a bar for each phase.
 
     Args:
-        profile (dict[str, Any]): Of a HookProfiler.
-        path (str | Path): The picture.
+        profile (dict[str, ChannelProfile]): The times.
+        path (str | Path): The image, in any format that matplotlib writes.
 
     Raises:
-        ImportError: There is no matplotlib.
+        ImportError: matplotlib is not installed.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -170,7 +170,7 @@ def draw(profile: Profile, path: str | Path) -> None:
         for channel, hook in reversed(sums)
     ]
     height = 1.5 + 0.5 * len(names)
-    # A figure that is not pyplot's needs no display and no closing.
+    # Without pyplot, which would need a display, and keep the figure open.
     figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
     axes = figure.subplots()
     for phase, color, offset in (
@@ -185,21 +185,28 @@ def draw(profile: Profile, path: str | Path) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.xaxis.set_major_formatter(EngFormatter("s"))
     axes.margins(x=0.12)
-    axes.set_xlabel("time in all")
+    axes.set_xlabel("total time")
     axes.grid(axis="x", alpha=0.4)
     axes.set_axisbelow(True)
     axes.legend()
     figure.savefig(path)
 
 
-def _hooks(profile: Profile) -> list[tuple[str, Profile]]:
-    """Channel and times of each callback, the one that took most first."""
+def _hooks(profile: Profile) -> list[tuple[str, CallbackTimes]]:
+    """The channel and the times of each callback, slowest first."""
     hooks = [
         (name, row)
         for name, channel in profile.items()
         for row in channel["hooks"]
     ]
     return sorted(hooks, key=lambda pair: -pair[1]["sum"])
+
+
+def _device_time(row: CallbackTimes) -> str:
+    # None of a callback that was given late, or only ran while captured.
+    if "device" not in row or not row["device"]["count"]:
+        return "-"
+    return _time(row["device"]["mean"])
 
 
 def _time(ns: float) -> str:

@@ -3,7 +3,27 @@
 The oracles are torch, accelerate, upstream and one process on all of the data.
 """
 
-from helpers.ranks import ddp, fsdp1, fsdp2, mixed
+from helpers.ranks import (
+    at_random,
+    ddp,
+    fsdp1,
+    fsdp2,
+    kept,
+    mixed,
+    placed_fsdp1,
+    placements,
+)
 from helpers.ranks.cases import CASES, RANKS
 
-__all__ = ["CASES", "RANKS", "ddp", "fsdp1", "fsdp2", "mixed"]
+__all__ = [
+    "CASES",
+    "RANKS",
+    "at_random",
+    "ddp",
+    "fsdp1",
+    "fsdp2",
+    "kept",
+    "mixed",
+    "placed_fsdp1",
+    "placements",
+]

@@ -6,7 +6,11 @@ from functools import partial
 import torch
 
 # The number of processes of each program.
-RANKS = {"ddp": 2, "fsdp2": 2, "mixed": 2, "fsdp1": 2, "square": 4}
+RANKS = {
+    **{"ddp": 2, "fsdp2": 2, "mixed": 2, "fsdp1": 2, "square": 4},
+    # The last one makes its process group anew, which others need.
+    **{"placements": 2, "random": 2, "renewed": 2},
+}
 CASES = {program: {} for program in RANKS}
 """By program and name: the function that each rank calls."""
 failures = []

@@ -1,0 +1,113 @@
+"""Loss scaling: gradients are unscaled before they are clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import accelerator as accelerate_module
+
+from robo_orchard_fasthooks._clipping.order import unwrapped
+
+__all__ = ["is_accelerate_s", "unscaled", "will_unscale"]
+
+
+def is_accelerate_s(accelerator: Any, name: str) -> bool:
+    """Whether a method is accelerate's, neither overridden nor patched."""
+    function = getattr(getattr(accelerator, name, None), "__func__", None)
+    return getattr(function, "__globals__", None) is vars(accelerate_module)
+
+
+def will_unscale(accelerator: Any) -> bool:
+    """Whether `unscaled` may change gradients."""
+    if not is_accelerate_s(accelerator, "unscale_gradients"):
+        return True
+    scaler = accelerator.scaler
+    return scaler is not None and bool(scaler.is_enabled())
+
+
+@contextmanager
+def unscaled(
+    accelerator: Any, optimizer: Any, params: list[torch.Tensor]
+) -> Iterator[None]:
+    """Unscales the gradients of an optimizer, for a body that clips them.
+
+    If the body raises, the gradients are scaled again and the scaler is told
+    so, which lets the next step unscale them. GradScaler.update() would do
+    that as well, but for every optimizer. The scaler keeps what it found out
+    about infinities, so that a call of it lowers the scale.
+
+    Args:
+        accelerator (Accelerator): The accelerator, which has the scaler.
+        optimizer (torch.optim.Optimizer): The optimizer.
+        params (list[Tensor]): Its parameters.
+    """
+    scaler: Any = getattr(accelerator, "scaler", None)
+    # Private, but nothing else resets one optimizer. Were it renamed, the step
+    # after an error would fail until GradScaler.update() is called.
+    states = getattr(scaler, "_per_optimizer_states", {})
+    optimizers = {
+        id(each): each
+        for each in map(unwrapped, [optimizer, *accelerator._optimizers])
+    }
+
+    def unscaled_ids() -> set[int]:
+        return {
+            key
+            for key in optimizers
+            if key in states and states[key]["stage"].name == "UNSCALED"
+        }
+
+    before = unscaled_ids()
+    try:
+        _unscale(accelerator, optimizer, params)
+        yield
+    except BaseException as error:
+        overflowed = False
+        for key in unscaled_ids() - before:
+            _scale(optimizers[key], scaler.get_scale())
+            states[key]["stage"] = type(states[key]["stage"]).READY
+            found = states[key]["found_inf_per_device"].values()
+            overflowed |= any(map(bool, found))
+        if overflowed and hasattr(error, "add_note"):  # Python 3.11.
+            error.add_note(
+                f"the loss scale is still {scaler.get_scale()}; to lower it, "
+                "as after a step that is skipped, call "
+                "accelerator.scaler.update()"
+            )
+        raise
+
+
+def _unscale(
+    accelerator: Any, optimizer: Any, params: list[torch.Tensor]
+) -> None:
+    # accelerate's clip methods unscale the gradients of all optimizers, so
+    # that clipping for a second one finds them unscaled already and fails.
+    if not is_accelerate_s(accelerator, "unscale_gradients"):
+        accelerator.unscale_gradients()
+    elif isinstance(optimizer, torch.optim.Optimizer):
+        accelerator.unscale_gradients(optimizer)
+    else:  # A wrapper of optimizers, each of which the scaler has to know.
+        ids = set(map(id, params))
+        accelerator.unscale_gradients(
+            [
+                each
+                for each in accelerator._optimizers
+                if any(
+                    not ids.isdisjoint(map(id, group["params"]))
+                    for group in each.param_groups
+                )
+            ]
+        )
+
+
+@torch.no_grad()
+def _scale(optimizer: torch.optim.Optimizer, scale: float) -> None:
+    # A scale is a power of two by default, so that no bit is lost. A parameter
+    # that is there twice is unscaled twice.
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if param.grad is not None:
+                param.grad.mul_(scale)

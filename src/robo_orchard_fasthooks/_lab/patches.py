@@ -1,0 +1,169 @@
+"""The functions of RoboOrchardLab that are replaced, and by what."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from functools import wraps
+from typing import Any
+
+from robo_orchard_core.utils.hook import HookContextChannel
+
+from robo_orchard_fasthooks import _dispatch, _fast_dataclass
+from robo_orchard_fasthooks._clipping.step import (
+    ClipSettings,
+    clip_at_step,
+    clip_gradients,
+)
+from robo_orchard_fasthooks._lab import trainer
+from robo_orchard_fasthooks._lab.patching import (
+    AppliedPatch,
+    Patch,
+    PatchError,
+    check_home,
+)
+from robo_orchard_fasthooks.mixin import PipelineHooks
+
+__all__ = ["MODULES", "PACKAGE", "patches"]
+
+PACKAGE = "robo_orchard_lab"
+_MIXIN = f"{PACKAGE}.pipeline.hooks.mixin"
+_GRAD_CLIP = f"{PACKAGE}.pipeline.hooks.grad_clip"
+_TRAINER = f"{PACKAGE}.pipeline.training.hook_based_trainer"
+MODULES = (_MIXIN, _GRAD_CLIP, _TRAINER)
+"""The modules that hold them."""
+
+
+def patches() -> list[Patch]:
+    """Lists what is replaced in the version that is imported.
+
+    Returns:
+        list[Patch]: The patches, in the order in which they are applied. As
+            long as RoboOrchardLab is not imported, those of 0.4.
+    """
+
+    def same_as_this_package(method: str, parameters: str) -> Patch:
+        replacement = vars(PipelineHooks)[method]
+        path = f"PipelineHooks.{method}"
+        return Patch(_MIXIN, path, lambda *_: replacement, parameters)
+
+    return [
+        Patch(_MIXIN, "PipelineHooks.__init__", _compiled_channels),
+        same_as_this_package("begin", "self, channel, arg"),
+        same_as_this_package("register_hook", "self, channel, hook"),
+        same_as_this_package("register_pipeline_hooks", "self, hooks"),
+        same_as_this_package("from_hooks", "cls, hooks"),
+        _Construction(_MIXIN, "PipelineHookArgs.__init__", _if_plain),
+        Patch(
+            _MIXIN,
+            "PipelineHookArgs.copy_with_updates",
+            _quick_copy,
+            "self, **kwargs",
+        ),
+        *_clipping_patches(),
+    ]
+
+
+def _compiled_channels(owner: Any, original: Any) -> Any:
+    for method in vars(HookContextChannel).values():
+        if callable(method):
+            check_home(method, HookContextChannel.__module__)
+    args = getattr(sys.modules[_MIXIN], "PipelineHookArgs", None)
+    publishes_exception = "exception" in getattr(
+        args, "__dataclass_fields__", ()
+    )
+
+    @wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, *args, **kwargs)
+        if isinstance(self.hooks, dict):
+            for name, channel in self.hooks.items():
+                # A channel with hooks has handed out handles, which would
+                # lose their hooks if it was exchanged.
+                if type(channel) is HookContextChannel and not len(channel):
+                    self.hooks[name] = _dispatch.in_place(
+                        vars(channel), publishes_exception
+                    )
+
+    return __init__
+
+
+def _if_plain(cls: Any, original: Any) -> Any:
+    reason = _fast_dataclass.unsupported_reason(cls)
+    if reason is not None:
+        raise PatchError(f"{cls.__name__} is not a plain dataclass: {reason}")
+    return original
+
+
+def _quick_copy(cls: Any, original: Any) -> Any:
+    return _fast_dataclass.copying(cls, _if_plain(cls, original))
+
+
+class _Construction(Patch):
+    """Calls of a class: its `__init__` stays, and is not run."""
+
+    def replace(self, undo: ExitStack) -> AppliedPatch:
+        replaced = super().replace(undo)
+        undo.callback(_fast_dataclass.disable, replaced.owner)
+        _fast_dataclass.enable(replaced.owner)
+        return replaced
+
+
+def _clipping_patches() -> list[Patch]:
+    function = "_clip_optimizer_gradients"
+    if not hasattr(sys.modules.get(_GRAD_CLIP), function):  # Before 0.5.
+        return [
+            Patch(
+                _GRAD_CLIP,
+                "GradientClippingHook._gradient_clipping",
+                lambda *_: _gradient_clipping,
+                "self, hook_args",
+            )
+        ]
+    return [
+        *(
+            Patch(
+                module,
+                function,
+                lambda *_: _clip_optimizer_gradients,
+                "*, accelerator, optimizer, clip_mode, clip_value, max_norm, "
+                "norm_type",
+            )
+            for module in (_GRAD_CLIP, _TRAINER)
+        ),
+        Patch(
+            _TRAINER,
+            "_split_gradient_clipping_config",
+            trainer.recognize_clipping,
+            "*, hooks, grad_clip, is_deepspeed",
+        ),
+        Patch(
+            _TRAINER,
+            "HookBasedTrainer._run_gradient_clipping",
+            trainer.clip_with_all_settings,
+            "self, hook_args, *, is_optimizer_step_boundary",
+        ),
+    ]
+
+
+def _gradient_clipping(self: Any, hook_args: Any) -> None:
+    """Clips the gradients, as robo_orchard_fasthooks does."""
+    # RoboOrchardLab does not clip in any other mode, and `clip_mode = None`
+    # is a way to switch its hook off.
+    if self.clip_mode in ("norm", "value"):
+        clip_at_step(self, hook_args)
+
+
+def _clip_optimizer_gradients(
+    *,
+    accelerator: Any,
+    optimizer: Any,
+    clip_mode: str,
+    clip_value: float | None,
+    max_norm: float | None,
+    norm_type: float,
+) -> None:
+    """Clips the gradients, as robo_orchard_fasthooks does."""
+    if clip_mode in ("norm", "value"):
+        settings = ClipSettings(clip_mode, clip_value, max_norm, norm_type)
+        clip_gradients(settings, accelerator, optimizer)

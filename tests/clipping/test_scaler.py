@@ -1,0 +1,352 @@
+"""A step that fails under a GradScaler changes nothing, and the next works."""
+
+import math
+import sys
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from torch.amp.grad_scaler import OptState
+
+import robo_orchard_fasthooks as ours
+from helpers import processes
+from helpers.fp16 import FP16
+from robo_orchard_fasthooks._clipping import step
+
+RANKS = Path(__file__).parents[1].joinpath("helpers/scaler_ranks.py")
+NORM = {"clip_mode": "norm", "max_norm": 1.0}
+BELOW = {"clip_mode": "norm", "max_norm": 1e9}
+VALUE = {"clip_mode": "value", "clip_value": 1.0}
+SCALE = 8.0
+
+SPARSE = torch.sparse_coo_tensor(
+    [[1, 1]], [9.0, 1.0], (3,), check_invariants=True
+)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # CSR is in beta state.
+    CSR = torch.eye(3).to_sparse_csr()
+EXPANDED = torch.tensor(5.0).expand(3)
+COMPLEX = torch.full((3,), 3 + 4j)
+META = torch.ones(3, device="meta")
+
+
+def torch_norms(grad):
+    try:
+        torch.linalg.vector_norm(grad)
+    except RuntimeError:
+        return False
+    return True
+
+
+CASES = {
+    "sparse by value": (SPARSE, VALUE, "is sparse .*cannot be clipped"),
+    "CSR by value": (CSR, VALUE, "is sparse .*cannot be clipped"),
+    "expanded by norm": (EXPANDED, NORM, "has elements that share memory"),
+    "expanded below": (EXPANDED, BELOW, "has elements that share memory"),
+    "expanded by value": (EXPANDED, VALUE, "has elements that share memory"),
+    "complex by value": (COMPLEX, VALUE, "is complex .*by value"),
+    "complex by norm": (COMPLEX, NORM, "is complex .* unscaled"),
+    "foreach by norm": (META, {**NORM, "foreach": True}, r"\(meta\)"),
+    "foreach by value": (META, {**VALUE, "foreach": True}, r"\(meta\)"),
+}
+if not torch_norms(SPARSE):  # It has a norm from torch 2.14 on.
+    CASES["sparse by norm"] = (SPARSE, NORM, "is sparse")
+if not torch_norms(CSR):
+    CASES["CSR by norm"] = (CSR, NORM, "is sparse")
+
+
+def params_of(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def make_param(like, grad):
+    if like.layout == torch.sparse_csr:
+        param = torch.nn.Parameter(like.clone())
+    else:
+        param = torch.nn.Parameter(
+            torch.zeros(3, dtype=like.dtype, device=like.device)
+        )
+    param.grad = grad
+    return param
+
+
+def run(hook, accelerator, optimizer):
+    args = ours.PipelineHookArgs(accelerator, optimizer=optimizer)
+    with hook.begin("on_step", args):
+        pass
+
+
+def assert_same(found, expected):
+    assert found.layout == expected.layout
+    if found.layout != torch.strided:
+        found, expected = found.to_dense(), expected.to_dense()
+    if found.device.type != "meta":
+        torch.testing.assert_close(
+            found, expected, rtol=0, atol=0, equal_nan=True
+        )
+
+
+@pytest.fixture
+def accelerator():
+    made = FP16()
+    made.scaler.scale(torch.zeros(1))  # Its scale is made by the first use.
+    return made
+
+
+@pytest.fixture(params=[False, True])
+def prepare(request, accelerator):
+    """Makes an optimizer of parameters, prepared by accelerate or not."""
+
+    def make(*params):
+        made = torch.optim.SGD(params, lr=1)
+        if request.param:
+            made = accelerator.prepare_optimizer(made)
+        accelerator._optimizers = [made]
+        return made
+
+    return make
+
+
+def assert_next_step_works(hook, accelerator, optimizer):
+    """Two optimizer steps, clipped as by torch on unscaled gradients."""
+    raw = getattr(optimizer, "optimizer", optimizer)
+    params = params_of(optimizer)
+    for _ in range(2):
+        before = [param.detach().clone() for param in params]
+        for param in params:
+            param.grad = torch.full_like(param, 3.0 * SCALE)
+        run(hook, accelerator, optimizer)
+        accelerator.scaler.step(raw)
+        accelerator.scaler.update()
+        expected = [torch.nn.Parameter(each) for each in before]
+        for param in expected:
+            param.grad = torch.full_like(param, 3.0)
+        if hook.clip_mode == "norm":
+            torch.nn.utils.clip_grad_norm_(expected, hook.max_norm)
+        else:
+            torch.nn.utils.clip_grad_value_(expected, hook.clip_value)
+        for param, start, oracle in zip(params, before, expected, strict=True):
+            torch.testing.assert_close(param, start - oracle.grad)
+        assert accelerator.scaler.get_scale() == SCALE
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_refusal_changes_nothing(accelerator, prepare, case):
+    grad, settings, message = CASES[case]
+    good = make_param(torch.zeros(3), torch.tensor([24.0, 32.0, 0.0]))
+    bad = make_param(grad, grad.clone() if grad is not EXPANDED else grad)
+    before, stays = grad.clone(), bad.grad
+    optimizer = prepare(good, bad)
+    hook = ours.GradientClippingHookConfig(**settings)()
+    for _ in range(2):
+        with pytest.raises(
+            NotImplementedError,
+            match=f"^the gradient of parameter 1 of group 0 .*{message}",
+        ):
+            run(hook, accelerator, optimizer)
+        assert_same(good.grad, torch.tensor([24.0, 32.0, 0.0]))
+        assert bad.grad is stays
+        assert_same(bad.grad, before)
+        assert hook.total_norm is None
+    optimizer.param_groups[0]["params"][1] = make_param(torch.zeros(3), None)
+    assert_next_step_works(hook, accelerator, optimizer)
+
+
+def test_a_parameter_of_an_unknown_fsdp_module(accelerator, prepare):
+    params = [make_param(torch.zeros(3), torch.full((3,), 8.0))]
+    params[0]._fsdp_flattened = True
+    optimizer = prepare(*params)
+    hook = ours.GradientClippingHookConfig(**NORM)()
+    with pytest.raises(RuntimeError, match="its module is unknown"):
+        run(hook, accelerator, optimizer)
+    assert_same(params[0].grad, torch.full((3,), 8.0))
+    params[0]._fsdp_flattened = False
+    assert_next_step_works(hook, accelerator, optimizer)
+
+
+def test_without_a_scaler_what_is_not_scaled_is_not_refused():
+    """Below the bound an expanded gradient is left alone, as it was."""
+    hook = ours.GradientClippingHookConfig(**BELOW)()
+    param = make_param(EXPANDED, EXPANDED)
+    accelerator = FP16()
+    accelerator.scaler = None
+    accelerator.native_amp = False
+    run(hook, accelerator, torch.optim.SGD([param]))
+    assert param.grad is EXPANDED
+    assert hook.total_norm.item() == pytest.approx(75**0.5)
+
+
+def test_foreach_on_several_devices_without_a_scaler():
+    """torch clamps the gradients of the first device before it refuses."""
+    params = [
+        make_param(torch.zeros(3), torch.full((3,), 5.0)),
+        make_param(META, META),
+    ]
+    hook = ours.GradientClippingHookConfig(**VALUE, foreach=True)()
+    accelerator = FP16()
+    accelerator.scaler, accelerator.native_amp = None, False
+    with pytest.raises(NotImplementedError, match="has no foreach kernels"):
+        run(hook, accelerator, torch.optim.SGD(params))
+    assert_same(params[0].grad, torch.full((3,), 5.0))
+
+
+@pytest.mark.parametrize(
+    "grads",
+    [
+        [[24.0, math.inf, 1.0], [8.0, 8.0, 8.0]],
+        [[24.0, 0.0, 1.0], [8.0, math.nan, 8.0]],
+        # Finite, but for their squares.
+        [[1e30, 0.0, 1.0], [8.0, 8.0, 8.0]],
+    ],
+)
+class TestErrorIfNonfinite:
+    @pytest.fixture
+    def hook(self):
+        return ours.GradientClippingHookConfig(
+            **NORM, error_if_nonfinite=True
+        )()
+
+    @pytest.fixture
+    def params(self, grads):
+        return [make_param(torch.zeros(3), torch.tensor(g)) for g in grads]
+
+    def fails(self, hook, accelerator, optimizer):
+        with pytest.raises(RuntimeError, match="is not finite") as raised:
+            run(hook, accelerator, optimizer)
+        assert hook.total_norm is None
+        return raised.value
+
+    def test_the_gradients_stay(
+        self, hook, accelerator, prepare, params, grads
+    ):
+        error = self.fails(hook, accelerator, prepare(*params))
+        for param, grad in zip(params, grads, strict=True):
+            assert_same(param.grad, torch.tensor(grad))
+        if sys.version_info >= (3, 11):
+            overflowed = not math.isfinite(sum(sum(grads, [])))
+            notes = " ".join(error.__notes__)
+            assert ("accelerator.scaler.update()" in notes) == overflowed
+
+    def test_the_next_step_works(self, hook, accelerator, prepare, params):
+        optimizer = prepare(*params)
+        for _ in range(2):
+            self.fails(hook, accelerator, optimizer)
+        assert_next_step_works(hook, accelerator, optimizer)
+
+    def test_an_update_lowers_the_scale(
+        self, hook, accelerator, prepare, params, grads
+    ):
+        self.fails(hook, accelerator, prepare(*params))
+        accelerator.scaler.update()
+        overflowed = not math.isfinite(sum(sum(grads, [])))
+        expected = SCALE / 2 if overflowed else SCALE
+        assert accelerator.scaler.get_scale() == expected
+
+    def test_another_optimizer_keeps_its_state(
+        self, hook, accelerator, prepare, params
+    ):
+        other = prepare(make_param(torch.zeros(3), torch.full((3,), 8.0)))
+        run(ours.GradientClippingHookConfig(**NORM)(), accelerator, other)
+        clipped = params_of(other)[0].grad.clone()
+        self.fails(hook, accelerator, prepare(*params))
+        raw = getattr(other, "optimizer", other)
+        accelerator.scaler.step(raw)
+        assert torch.equal(params_of(other)[0].detach(), -clipped)
+
+    def test_an_optimizer_that_the_user_unscaled_stays_so(
+        self, hook, accelerator, prepare, params
+    ):
+        """As upstream: it was unscaled outside of the hook."""
+        optimizer = prepare(*params)
+        raw = getattr(optimizer, "optimizer", optimizer)
+        accelerator.scaler.unscale_(raw)
+        grads = [param.grad.clone() for param in params]
+        with pytest.raises(RuntimeError, match="already been called"):
+            run(hook, accelerator, optimizer)
+        for param, grad in zip(params, grads, strict=True):
+            assert_same(param.grad, grad)
+        states = accelerator.scaler._per_optimizer_states
+        assert states[id(raw)]["stage"] is OptState.UNSCALED
+
+    def test_a_wrapper_of_several(self, hook, accelerator, params, grads):
+        optimizers = [torch.optim.SGD([param], lr=1) for param in params]
+        accelerator._optimizers = optimizers
+        groups = [each.param_groups[0] for each in optimizers]
+        wrapper = SimpleNamespace(param_groups=groups)
+        for _ in range(2):
+            self.fails(hook, accelerator, wrapper)
+            for param, grad in zip(params, grads, strict=True):
+                assert_same(param.grad, torch.tensor(grad))
+
+    def test_unscaling_of_its_own(self, hook, params, grads):
+        class Own(FP16):
+            def unscale_gradients(self):
+                super().unscale_gradients()
+
+        accelerator = Own()
+        accelerator.scaler.scale(torch.zeros(1))
+        accelerator._optimizers = [
+            torch.optim.SGD([param], lr=1) for param in params
+        ]
+        wrapper = SimpleNamespace(
+            param_groups=[o.param_groups[0] for o in accelerator._optimizers]
+        )
+        for _ in range(2):
+            self.fails(hook, accelerator, wrapper)
+            for param, grad in zip(params, grads, strict=True):
+                assert_same(param.grad, torch.tensor(grad))
+
+    def test_with_the_optimizer_hook(self, hook, accelerator, params):
+        optimizer = accelerator.prepare_optimizer(
+            torch.optim.SGD(params, lr=1)
+        )
+        accelerator._optimizers = [optimizer]
+        hooks = ours.PipelineHooks.from_hooks([hook, ours.OptimizerHook()])
+        args = ours.PipelineHookArgs(
+            accelerator, optimizer=optimizer, lr_scheduler=mock.Mock()
+        )
+        for grad, failure in [
+            (None, pytest.raises(RuntimeError, match="is not finite")),
+            (24.0, nullcontext()),
+            (24.0, nullcontext()),
+        ]:
+            for param in params:
+                if grad is not None:
+                    param.grad = torch.full_like(param, grad)
+            with failure, hooks.begin("on_step", args):
+                pass
+        for param in params:  # Two steps, each of norm 1 over both.
+            torch.testing.assert_close(
+                param.detach(), torch.full((3,), -2 / 6**0.5)
+            )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_any_other_failure(accelerator, prepare, error):
+    optimizer = prepare(make_param(torch.zeros(3), torch.full((3,), 8.0)))
+    hook = ours.GradientClippingHookConfig(**NORM)()
+    with mock.patch.object(step, "clip_by_norm", side_effect=error):
+        with pytest.raises(error):
+            run(hook, accelerator, optimizer)
+    assert_same(params_of(optimizer)[0].grad, torch.full((3,), 8.0))
+    assert_next_step_works(hook, accelerator, optimizer)
+
+
+def test_a_scaler_that_is_disabled(accelerator):
+    accelerator.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    param = make_param(EXPANDED, EXPANDED)
+    hook = ours.GradientClippingHookConfig(**BELOW)()
+    run(hook, accelerator, torch.optim.SGD([param]))
+    assert param.grad is EXPANDED
+
+
+def test_on_ranks_with_fsdp1():
+    out, _ = processes.run([*processes.TORCHRUN, "2", str(RANKS)])
+    assert sorted(line for line in out.splitlines() if "works" in line) == [
+        "rank 0 works",
+        "rank 1 works",
+    ]

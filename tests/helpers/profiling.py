@@ -1,0 +1,46 @@
+"""What the tests of HookProfiler share."""
+
+import re
+
+
+class Clock:
+    """Goes on only when it is told to."""
+
+    now = 1
+
+    def __call__(self):
+        return self.now
+
+    def spend(self, time):
+        self.now += time
+
+
+def passing(args):
+    pass
+
+
+def step(hooks, body=None, channel="on_step"):
+    with hooks.begin(channel, None):
+        if body is not None:
+            body()
+
+
+def failing(args):
+    raise ValueError("it fails")
+
+
+def rows(profiler, channel="on_step"):
+    """The times of a channel's callbacks, by hook and phase."""
+    found = profiler.to_dict()[channel]["hooks"]
+    result = {(row["hook"], row["phase"]): row for row in found}
+    assert len(result) == len(found)
+    return result
+
+
+def counts(profiler, channel="on_step"):
+    found = rows(profiler, channel).items()
+    return {what: row["count"] for what, row in found}
+
+
+def cells(table):
+    return [re.split(r"  +", line.strip()) for line in table.splitlines()]

@@ -1,0 +1,184 @@
+"""What is kept between calls, also after process groups were renewed."""
+
+import gc
+import threading
+import weakref
+from datetime import timedelta
+from types import FunctionType, ModuleType
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
+
+from helpers.ranks.cases import case, check
+from helpers.ranks.checks import (
+    CLIPS,
+    INF,
+    check_close,
+    full,
+    local,
+    mesh_of,
+    norm_hook,
+    randn,
+    run_hook,
+    true_norm,
+)
+from helpers.ranks.placing import (
+    WAYS,
+    check_clips,
+    clip,
+    placed,
+)
+from robo_orchard_fasthooks._clipping.kinds import kind_of
+from robo_orchard_fasthooks._clipping.mesh import MeshGradients
+from robo_orchard_fasthooks.clip import (
+    _kept,
+)
+
+
+@case("placements", way=WAYS, norm_type=[2.0, INF])
+def other_gradients_of_as_many(way, norm_type):
+    """What was planned for some is not used for others."""
+    meshes = mesh_of(2), mesh_of(2, names="b"), mesh_of(1, 2)
+    for seed, (mesh, placement) in enumerate(
+        [
+            (meshes[0], Shard(0)),
+            (meshes[0], Replicate()),
+            (meshes[1], Shard(0)),
+            (meshes[0], Partial("max")),
+            (meshes[2], (Replicate(), Shard(1))),
+            (meshes[0], Shard(1)),
+            (meshes[0], None),
+            (meshes[0], Shard(0)),
+        ]
+    ):
+        dtype = torch.float64 if seed == 5 else torch.float32
+        params = [
+            placed(placement, mesh, seed=seed, dtype=dtype),
+            placed(Shard(0), meshes[0], seed=seed + 1),
+        ]
+        check_clips(lambda *args: clip(way, *args), params, CLIPS, norm_type)
+
+
+@case("placements", way=["function", "halves"])
+def planned_once(way):
+    """For gradients that are placed alike."""
+    from robo_orchard_fasthooks._clipping import placed as module
+
+    made = []
+
+    class Counted(module.MeshGradients):
+        def __init__(self, *args):
+            made.append(args)
+            super().__init__(*args)
+
+    plain, module.MeshGradients = module.MeshGradients, Counted
+    try:
+        mesh = mesh_of(2)
+        # A number of parameters of which nothing else is kept.
+        params = [placed(Shard(0), mesh, seed=seed) for seed in range(23)]
+        for _ in range(3):
+            clip(way, params, CLIPS)
+        expected = 2 if way == "halves" else 1
+        # The halves keep one plan for both, if parameters are DTensors too.
+        check(0 < len(made) <= expected, "planned", len(made), "times")
+    finally:
+        module.MeshGradients = plain
+
+
+@case("placements", way=["function", "halves"])
+def nothing_is_kept_alive(way):
+    """No tensor of the caller, and no process group by way of a mesh."""
+    mesh = mesh_of(2)
+    params = [placed(p, mesh) for p in (Shard(0), Partial(), None, Shard(1))]
+    clip(way, params, CLIPS)
+    kept = reachable(
+        _kept(kind_of(params), len(params), threading.get_ident())
+    )
+    check(any(isinstance(each, MeshGradients) for each in kept), "no plan")
+    for each in kept:
+        check(not isinstance(each, (DeviceMesh, DTensor, nn.Parameter)), each)
+    found = [
+        weakref.ref(each)
+        for param in params
+        for each in (param, param.grad, local(param.grad))
+    ]
+    del params
+    gc.collect()
+    check(all(ref() is None for ref in found), "a tensor is kept alive")
+
+
+def reachable(start):
+    """All objects that an object keeps alive, but for modules and classes."""
+    found, waiting = {}, [start]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in found or isinstance(each, (type, ModuleType)):
+            continue
+        found[id(each)] = each
+        if isinstance(each, FunctionType):  # Not by way of its globals.
+            waiting += [each.__closure__, each.__defaults__]
+        else:
+            waiting += gc.get_referents(each)
+    return [*found.values()]
+
+
+@case("renewed", way=["hook", "function", "halves"], norm_type=[2.0, INF])
+def new_groups(way, norm_type):
+    """A new mesh equals the old one, and has other process groups."""
+    params = [placed(Shard(0), mesh_of(2), seed=seed) for seed in range(3)]
+    optimizer = torch.optim.SGD(params)
+    hook = norm_hook(norm_type=norm_type)
+    old = params[0].grad.device_mesh
+    for step in range(3):
+        whole = [randn((4, 6), seed=10 * step + seed) for seed in range(3)]
+        mesh = mesh_of(2)
+        check(mesh == old and mesh is not old, "no other mesh")
+        for param, grad in zip(params, whole, strict=True):
+            param.grad = distribute_tensor(grad, mesh, [Shard(0)])
+        with mock.patch.object(
+            dist, "all_reduce", wraps=dist.all_reduce
+        ) as all_reduce:
+            if way == "hook":
+                run_hook(hook, optimizer)
+                total = hook.total_norm
+            else:
+                total = full(clip(way, params, CLIPS, norm_type))
+        check_close("total", total, true_norm(whole, norm_type))
+        groups = [
+            group
+            for _, args, kwargs in all_reduce.mock_calls
+            for group in (*args[2:], *kwargs.values())
+        ]
+        check(len(groups) == 1, groups)
+        check(groups[0] is mesh.get_group(), step, "a destroyed group is used")
+        renew()
+
+
+def renew():
+    """Leaves the process group and makes another one."""
+    if not _stores:  # The first one serves those that follow.
+        _stores.append(dist.distributed_c10d._get_default_store())
+    _stores.append(dist.PrefixStore(f"again{len(_stores)}", _stores[0]))
+    rank, size = dist.get_rank(), dist.get_world_size()
+    dist.barrier()
+    dist.destroy_process_group()
+    dist.init_process_group(
+        "gloo",
+        store=_stores[-1],
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=20),
+    )
+
+
+_stores = []
