@@ -557,6 +557,12 @@ def test_a_norm_that_is_not_finite_is_none_of_ours(lib, clip, value):
         ({"clip_mode": "nrom"}, "clip_mode must be 'norm' or 'value', not"),
         ({"max_norm": None}, "max_norm must be specified when clip_mode is"),
         ({"clip_mode": "value"}, "clip_value must be specified when"),
+        ({"max_norm": -1.0}, "max_norm must be non-negative when .* not -1"),
+        ({"max_norm": math.nan}, "max_norm must be non-negative when"),
+        (
+            {"clip_mode": "value", "clip_value": -0.5},
+            "clip_value must be non-negative when .* not -0.5",
+        ),
     ],
 )
 def test_a_schedule_that_sets_what_cannot_be(ours, clip, change, message):

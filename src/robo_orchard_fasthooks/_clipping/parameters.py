@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 from torch.nn import Module
 
-from robo_orchard_fasthooks._clipping.algorithm import gradients_of
 from robo_orchard_fasthooks._clipping.gradients import Gradients
+from robo_orchard_fasthooks._clipping.kinds import kind_of
 
 __all__ = ["name_of", "optimizer_gradients"]
 
@@ -81,7 +81,7 @@ def _gradients(
 ) -> Gradients:
     # The mark that FullyShardedDataParallel leaves on its parameters.
     if not any(getattr(param, "_fsdp_flattened", False) for param in params):
-        return gradients_of(params)
+        return kind_of(params)()
     from robo_orchard_fasthooks._clipping.fsdp1 import FSDP1Gradients
 
     try:

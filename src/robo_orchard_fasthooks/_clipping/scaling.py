@@ -11,10 +11,10 @@ from accelerate import accelerator as accelerate_module
 
 from robo_orchard_fasthooks._clipping.order import unwrapped
 
-__all__ = ["is_accelerate_s", "unscaled", "will_unscale"]
+__all__ = ["is_accelerate_method", "unscaled", "will_unscale"]
 
 
-def is_accelerate_s(accelerator: Any, name: str) -> bool:
+def is_accelerate_method(accelerator: Any, name: str) -> bool:
     """Whether a method is accelerate's, neither overridden nor patched."""
     function = getattr(getattr(accelerator, name, None), "__func__", None)
     return getattr(function, "__globals__", None) is vars(accelerate_module)
@@ -22,7 +22,7 @@ def is_accelerate_s(accelerator: Any, name: str) -> bool:
 
 def will_unscale(accelerator: Any) -> bool:
     """Whether `unscaled` may change gradients."""
-    if not is_accelerate_s(accelerator, "unscale_gradients"):
+    if not is_accelerate_method(accelerator, "unscale_gradients"):
         return True
     scaler = accelerator.scaler
     return scaler is not None and bool(scaler.is_enabled())
@@ -85,7 +85,7 @@ def _unscale(
 ) -> None:
     # accelerate's clip methods unscale the gradients of all optimizers, so
     # that clipping for a second one finds them unscaled already and fails.
-    if not is_accelerate_s(accelerator, "unscale_gradients"):
+    if not is_accelerate_method(accelerator, "unscale_gradients"):
         accelerator.unscale_gradients()
     elif isinstance(optimizer, torch.optim.Optimizer):
         accelerator.unscale_gradients(optimizer)
@@ -106,8 +106,10 @@ def _unscale(
 @torch.no_grad()
 def _scale(optimizer: torch.optim.Optimizer, scale: float) -> None:
     # A scale is a power of two by default, so that no bit is lost. A parameter
-    # that is there twice is unscaled twice.
+    # that is listed twice has been unscaled twice.
     for group in optimizer.param_groups:
         for param in group["params"]:
             if param.grad is not None:
-                param.grad.mul_(scale)
+                # Shard by shard, as the scaler does it: torch does not
+                # multiply a Partial("max") DTensor in place.
+                getattr(param.grad, "_local_tensor", param.grad).mul_(scale)

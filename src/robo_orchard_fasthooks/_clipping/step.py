@@ -25,7 +25,7 @@ from robo_orchard_fasthooks._clipping.refusals import (
     without_foreach,
 )
 from robo_orchard_fasthooks._clipping.scaling import (
-    is_accelerate_s,
+    is_accelerate_method,
     unscaled,
     will_unscale,
 )
@@ -77,7 +77,8 @@ class ClipSettings:
         """Returns the bound of the mode.
 
         Raises:
-            ValueError: The mode is unknown, or its bound is None.
+            ValueError: The mode is unknown, or its bound is None, negative or
+                NaN.
         """
         if self.clip_mode == "norm":
             name, bound = "max_norm", self.max_norm
@@ -92,6 +93,11 @@ class ClipSettings:
             raise ValueError(
                 f"GradientClippingHook: {name} must be specified when "
                 f"clip_mode is {self.clip_mode!r}"
+            )
+        if not bound >= 0:  # Refuses NaN too.
+            raise ValueError(
+                f"GradientClippingHook: {name} must be non-negative when "
+                f"clip_mode is {self.clip_mode!r}, not {bound}"
             )
         return bound
 
@@ -273,7 +279,7 @@ def _as_norm(returned: Any) -> torch.Tensor | None:
 def _clips_by_itself(accelerator: Any, clip_mode: str) -> bool:
     """Whether clipping is left to the accelerator's own method."""
     return (
-        not is_accelerate_s(accelerator, f"clip_grad_{clip_mode}_")
+        not is_accelerate_method(accelerator, f"clip_grad_{clip_mode}_")
         or accelerator.distributed_type not in _CLIPPED_HERE
     )
 
