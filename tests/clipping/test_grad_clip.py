@@ -529,8 +529,8 @@ class TestErrors:
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_a_norm_that_is_not_finite(self, refuses, value):
         message = (
-            "^the total norm of order 2.0 of the gradients is not finite, and "
-            "that of parameter 1 of group 1 is not"
+            "^the total norm of order 2.0 of the gradients is not finite, nor "
+            "is that of parameter 1 of group 1"
         )
         bad = parameter([1.0, value])
         refuses(bad, RuntimeError, message, error_if_nonfinite=True, **NORM)
@@ -539,7 +539,7 @@ class TestErrors:
         params = [
             parameter(torch.tensor([6e4], dtype=torch.half)) for _ in range(2)
         ]
-        message = "is not finite, though that of each gradient is"
+        message = "is not finite, although that of each gradient is"
         with pytest.raises(RuntimeError, match=message):
             clip(ours, params, error_if_nonfinite=True, **NORM)
 

@@ -26,7 +26,7 @@ gradient: of 200 fp32 ones, 0.80x at 8,192 elements, 0.96x here and 1.1x at
 
 LeftToTorch = tuple[Any, list[Tensor]]
 """A device mesh, or None for plain gradients, and parameters with gradients of
-it: torch's functions do not accept those of several meshes at once."""
+it: torch's functions do not accept gradients of several meshes at once."""
 
 
 class GradientNorm(NamedTuple):

@@ -1,4 +1,4 @@
-"""The parameters of an optimizer, and what is kept of them between steps."""
+"""The parameters of an optimizer, and how their gradients are stored."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def optimizer_gradients(
     if not all(map(_requires_grad, params)):
         params = [param for param in params if param.requires_grad]
     known = None
-    with suppress(TypeError):  # Not every object has weak references.
+    with suppress(TypeError):  # Not every object can be weakly referenced.
         known = _KNOWN.get(optimizer)
     ids = list(map(id, params))
     if known is None or known.ids != ids:

@@ -1,7 +1,7 @@
 """Gradients that cannot be clipped, refused before any of them changes.
 
-Each check returns what is wrong with a gradient, in words that go on from "the
-gradient of parameter 0", or None.
+Each check returns what is wrong with a gradient, as the rest of a sentence
+that begins with "the gradient of parameter 0", or None if nothing is.
 """
 
 from __future__ import annotations
@@ -97,10 +97,11 @@ def without_foreach(grad: Tensor) -> str | None:
 def unclippable(
     by_norm: bool, norm_type: float
 ) -> Callable[[Tensor], str | None]:
-    """Makes a check for whatever can be wrong with a scaled gradient.
+    """Makes a check that finds all faults of a gradient under a GradScaler.
 
-    Clipping looks for such gradients only after it has failed, or where it
-    has to scale them. That is too late once they have been unscaled.
+    Without a scaler, clipping looks for faulty gradients only after a kernel
+    has failed, or if gradients have to be scaled. That is too late once they
+    have been unscaled.
     """
 
     def fault(grad: Tensor) -> str | None:
@@ -183,6 +184,6 @@ def not_finite(
     for index, part in enumerate(parts):
         for grad in part:
             if grad.numel() and not vector_norm(grad, norm_type).isfinite():
-                return f"{start}, and that of {name(index)} is not"
+                return f"{start}, nor is that of {name(index)}"
     where = " on this rank" if collective else ""
-    return f"{start}, though that of each gradient{where} is"
+    return f"{start}, although that of each gradient{where} is"

@@ -1,4 +1,4 @@
-"""When gradients are clipped, with which settings, and through whom."""
+"""Clipping at a step: whether, with which settings, and by whose method."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from robo_orchard_fasthooks._clipping.scaling import (
 
 __all__ = ["ClipSettings", "clip_at_step", "clip_gradients"]
 
-# With others (DeepSpeed, XLA, Megatron), accelerate's own methods are called:
-# these reduce gradients first, or leave clipping to the backend.
+# With other types (DeepSpeed, XLA, Megatron-LM), accelerate's own methods are
+# called: they reduce gradients first, or leave clipping to the backend.
 _CLIPPED_HERE = {
     DistributedType.NO,
     DistributedType.MULTI_CPU,
@@ -149,7 +149,8 @@ def clip_gradients(
 ) -> torch.Tensor | None:
     """Clips the gradients of an optimizer's parameters.
 
-    Whatever can be refused is refused before any gradient has changed.
+    Gradients and settings that are not supported are refused before any
+    gradient has changed.
 
     Args:
         settings (ClipSettings): The settings of this step.
@@ -181,7 +182,8 @@ def clip_gradients(
         return name_of(params[index], optimizer, models())
 
     params, gradients = optimizer_gradients(optimizer, models)
-    # A rank without gradients takes part in what the others reduce.
+    # A rank without gradients takes part in the reductions of the others. If
+    # only gradients are DTensors, and not parameters, it cannot know of them.
     if not gradients.collective and all(p.grad is None for p in params):
         return None
     if by_norm and (reason := gradients.unsupported(settings.norm_type)):
@@ -207,8 +209,8 @@ def clip_gradients(
 
     if not will_unscale(accelerator):
         return clip()
-    # Unscaling changes gradients, and clipping finds out too late that one of
-    # them cannot be clipped, or that it can only be left below the bound.
+    # Unscaling changes gradients. Clipping detects one that it cannot clip
+    # only after that; below the bound, it does not look for one at all.
     refuse(params, unclippable(by_norm, settings.norm_type), name)
     with unscaled(accelerator, optimizer, params):
         return clip()
@@ -217,7 +219,7 @@ def clip_gradients(
 def _clip_through(
     settings: ClipSettings, accelerator: Any, optimizer: Any
 ) -> torch.Tensor | None:
-    """Clips by the accelerator's own methods."""
+    """Clips by the accelerator's own method."""
     by_norm = settings.clip_mode == "norm"
     distributed_type = _distributed_type(accelerator)
     if settings.error_if_nonfinite and by_norm:
@@ -227,7 +229,7 @@ def _clip_through(
             f"({type(accelerator).__name__}, {distributed_type}); leave it "
             "False"
         )
-    # By identity and once each: two groups may hold the same parameter.
+    # Each parameter once: two groups may hold the same one.
     params = {
         param: None
         for group in optimizer.param_groups
@@ -238,7 +240,7 @@ def _clip_through(
         if params:
             accelerator.clip_grad_value_(list(params), settings.clip_value)
         return None
-    # DeepSpeed keeps the gradients to itself, but returns their norm.
+    # DeepSpeed stores gradients outside of `grad`, but returns their norm.
     if not params and distributed_type != DistributedType.DEEPSPEED:
         return None
     return _as_norm(
