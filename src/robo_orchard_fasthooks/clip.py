@@ -1,7 +1,7 @@
-"""Gradient clipping with the signatures and the bits of torch.nn.utils.
+"""Gradient clipping with the signatures and exact results of torch.nn.utils.
 
-What is planned for gradients is kept between calls and checked at each one.
-It holds no parameter and no gradient.
+How a list of gradients is handled is planned once, kept between calls and
+checked at each call. A plan refers to no parameter and no gradient.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Scales gradients so that their norm is at most `max_norm`, in place.
 
-    They are multiplied by `min(1, max_norm / (total_norm + 1e-6))`. A drop-in
+    Each is multiplied by `min(1, max_norm / (total_norm + 1e-6))`. A drop-in
     for `torch.nn.utils.clip_grad_norm_`, which has the formula. On CUDA,
     nothing waits for the device unless `error_if_nonfinite` is set.
 
@@ -79,8 +79,10 @@ def clip_grad_norm_(
 
     Raises:
         NotImplementedError: A gradient is sparse and torch (before 2.14) has
-            no norm of sparse tensors, or it is a DTensor that holds parts of
-            a product. No gradient has changed.
+            no norm of sparse tensors; its elements share memory and it has to
+            be scaled; or it is a DTensor with the placement
+            Partial("product"), or with Partial("max") or Partial("min") and
+            `max_norm` is negative. No gradient has changed.
         RuntimeError: The norm is not finite and `error_if_nonfinite` is set.
             No gradient has changed.
     """
@@ -129,8 +131,8 @@ def get_total_norm(
 
     Raises:
         NotImplementedError: A tensor is sparse and torch (before 2.14) has no
-            norm of sparse tensors, or it is a DTensor that holds parts of a
-            product.
+            norm of sparse tensors, or it is a DTensor with the placement
+            Partial("product").
         RuntimeError: The norm is not finite and `error_if_nonfinite` is set.
     """
     if _is_traced():
@@ -152,7 +154,7 @@ def clip_grads_with_norm_(
 ) -> None:
     """Scales gradients whose norm is known, in place.
 
-    They are multiplied by `min(1, max_norm / (total_norm + 1e-6))`. A drop-in
+    Each is multiplied by `min(1, max_norm / (total_norm + 1e-6))`. A drop-in
     for `torch.nn.utils.clip_grads_with_norm_`, which torch has from 2.6 on:
     the second half of `clip_grad_norm_`.
 
@@ -161,13 +163,15 @@ def clip_grads_with_norm_(
             are scaled, as in `clip_grad_norm_`.
         max_norm (float): The largest norm.
         total_norm (Tensor): The norm, 0-dim, on any device: a plain tensor
-            that is the same on every rank, or a DTensor, with which every
-            rank has to call this.
+            that is the same on every rank, or a DTensor, in which case every
+            rank has to make this call. A negative norm is not supported.
         foreach (bool | None): As in `clip_grad_norm_`.
 
     Raises:
-        NotImplementedError: A gradient is a DTensor that holds parts of a
-            product, or its elements share memory. No gradient has changed.
+        NotImplementedError: The elements of a gradient share memory, or it is
+            a DTensor with the placement Partial("product"), or with
+            Partial("max") or Partial("min") and `max_norm` is negative. No
+            gradient has changed.
     """
     if _is_traced():
         torch_functions.clip_grads_with_norm_(
@@ -189,8 +193,9 @@ def clip_grad_value_(
     """Clamps each element of gradients to [-clip_value, clip_value], in place.
 
     A drop-in for `torch.nn.utils.clip_grad_value_`. DTensors are clamped shard
-    by shard, without communication; but those that hold parts of a sum, which
-    torch refuses, are summed first, for which every rank has to call this.
+    by shard, without communication, except that those with the placement
+    Partial("sum") or Partial("avg"), which torch does not support, are reduced
+    first. Every rank has to make that call.
 
     Args:
         parameters (Tensor | Iterable[Tensor]): The parameters whose gradients
@@ -200,8 +205,8 @@ def clip_grad_value_(
 
     Raises:
         NotImplementedError: A gradient is sparse or complex, its elements
-            share memory, or it is a DTensor that holds parts of a product. No
-            gradient has changed.
+            share memory, or it is a DTensor with the placement
+            Partial("product"). No gradient has changed.
     """
     if _is_traced():
         torch.nn.utils.clip_grad_value_(parameters, clip_value, foreach)
@@ -234,5 +239,9 @@ def _kept(
     count: int,
     thread: int,
 ) -> LocalGradients | DTensorGradients:
-    """What is kept between calls, for tensors that are likely alike."""
+    """Returns what is kept between calls for lists of this kind and length.
+
+    Lists of one length are likely to hold the same gradients. A thread does
+    not share what it keeps.
+    """
     return kind()

@@ -24,11 +24,14 @@ class GradientClippingHook(PipelineHooks):
 
     It clips when gradients are synchronised (at the end of an accumulation),
     and does nothing when the step failed. Its settings may be changed between
-    steps. Where gradients are sharded, every rank has to run it.
+    steps. Where gradients are sharded, every rank has to run it. Where
+    parameters are plain tensors but their gradients are DTensors, every rank
+    also has to have each of these gradients: a rank that lacks one cannot know
+    that the others wait for it.
 
-    Gradients and settings that are refused leave every gradient as it was. If
-    a GradScaler has unscaled gradients when an error occurs, they are scaled
-    again, and the next step works.
+    If a gradient or a setting is refused, no gradient has changed. If an error
+    occurs after a GradScaler has unscaled gradients, they are scaled again,
+    and the next step works.
 
     Note:
         Register this hook before an OptimizerHook: callbacks run in the order
@@ -104,7 +107,7 @@ class GradientClippingHook(PipelineHooks):
 
 
 class GradientClippingHookConfig(PipelineHooksConfig[GradientClippingHook]):
-    """The settings of a GradientClippingHook; calling it makes one.
+    """The settings of a GradientClippingHook; calling them makes the hook.
 
     Raises:
         ValueError: The bound of the mode is missing, negative or NaN, or

@@ -529,8 +529,8 @@ class TestErrors:
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_a_norm_that_is_not_finite(self, refuses, value):
         message = (
-            "^the total norm of order 2.0 of the gradients is not finite, and "
-            "that of parameter 1 of group 1 is not"
+            "^the total norm of order 2.0 of the gradients is not finite, nor "
+            "is that of parameter 1 of group 1"
         )
         bad = parameter([1.0, value])
         refuses(bad, RuntimeError, message, error_if_nonfinite=True, **NORM)
@@ -539,7 +539,7 @@ class TestErrors:
         params = [
             parameter(torch.tensor([6e4], dtype=torch.half)) for _ in range(2)
         ]
-        message = "is not finite, though that of each gradient is"
+        message = "is not finite, although that of each gradient is"
         with pytest.raises(RuntimeError, match=message):
             clip(ours, params, error_if_nonfinite=True, **NORM)
 
@@ -557,6 +557,12 @@ def test_a_norm_that_is_not_finite_is_none_of_ours(lib, clip, value):
         ({"clip_mode": "nrom"}, "clip_mode must be 'norm' or 'value', not"),
         ({"max_norm": None}, "max_norm must be specified when clip_mode is"),
         ({"clip_mode": "value"}, "clip_value must be specified when"),
+        ({"max_norm": -1.0}, "max_norm must be non-negative when .* not -1"),
+        ({"max_norm": math.nan}, "max_norm must be non-negative when"),
+        (
+            {"clip_mode": "value", "clip_value": -0.5},
+            "clip_value must be non-negative when .* not -0.5",
+        ),
     ],
 )
 def test_a_schedule_that_sets_what_cannot_be(ours, clip, change, message):

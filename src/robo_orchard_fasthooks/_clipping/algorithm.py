@@ -19,6 +19,7 @@ from robo_orchard_fasthooks._clipping.refusals import (
     by_index,
     complex_,
     overlapping,
+    partial_extremum,
     product,
     refuse,
     sparse,
@@ -30,14 +31,8 @@ from robo_orchard_fasthooks._clipping.torch_functions import (
 __all__ = [
     "clip_by_norm",
     "clip_by_value",
-    "gradients_of",
     "scale_to_norm_",
 ]
-
-
-def gradients_of(params: list[Tensor]) -> Gradients:
-    """An object that norms and scales the gradients of these parameters."""
-    return kind_of(params)()
 
 
 @torch.no_grad()
@@ -92,12 +87,15 @@ def scale_to_norm_(
         name (Name): Names a parameter in errors.
 
     Raises:
-        NotImplementedError: Elements of a gradient share memory; it is named,
-            and no gradient has changed.
+        NotImplementedError: Elements of a gradient share memory, or it is the
+            maximum or minimum of parts and `max_norm` is negative. It is
+            named, and no gradient has changed.
     """
     if not norm.local and not norm.left_to_torch:
         return
     max_norm = float(max_norm)
+    if max_norm < 0:  # As in torch, the coefficient is negative, too.
+        refuse(params, partial_extremum, name)
     # The formula of torch.nn.utils.clip_grads_with_norm_.
     coefficient = torch.clamp(max_norm / (norm.total_norm + 1e-6), max=1.0)
     # Multiplying by 1 reads and writes every gradient for nothing, but for

@@ -32,12 +32,13 @@ _Optional = Sequence["Tensor | None"]
 class DTensorGradients(Gradients):
     """Gradients some of which are DTensors, with their norm over all ranks.
 
-    The gradients of each mesh, and the plain ones, are normed by themselves
-    first, as accelerate 1.15 does.
+    The norm of the gradients of each mesh, and that of the plain ones, is
+    computed first, as in accelerate 1.15.
 
     Every rank has to have the same parameters, and takes part in every
-    reduction, whichever gradients it has. Only gradients that have yet to be
-    reduced (Partial) have to exist on every rank.
+    reduction, whichever gradients it has. Only a Partial gradient, and a
+    DTensor that is the gradient of a plain parameter, has to exist on every
+    rank.
     """
 
     collective = True
@@ -206,7 +207,7 @@ class DTensorGradients(Gradients):
         all_grads: list[Any] = [param.grad for param in params]
         placed = self.placed
         shards: list[Any] = placed.shards(params, all_grads)
-        # First what communicates or may be refused: it changes nothing.
+        # First what communicates or may be refused, before any change.
         sums = {
             index: clamped_sum(grad, clip_value)
             for index in placed.partial
@@ -238,7 +239,7 @@ def _present(grads: _Optional, indices: list[int]) -> list[Tensor]:
 def _combined(
     norms: list[tuple[Any, Tensor]], norm_type: float
 ) -> tuple[Tensor, Any]:
-    """The norm of norms of groups, and the mesh if it is that of all."""
+    """The norm of the norms of groups, and their mesh if they have one."""
     if not norms:
         return torch.tensor(0.0), None
     (mesh, first), *others = norms

@@ -28,18 +28,18 @@ __all__ = ["FSDP1Gradients"]
 class FSDP1Gradients(Gradients):
     """Gradients of any of the parameters of FSDP modules, in any order.
 
-    FullyShardedDataParallel.clip_grad_norm_ takes all parameters of a model;
-    this has its arithmetic (norms in fp32, the coefficient in the dtype of
-    the gradient), and its bits for that list. DTensors beside them, of which
-    it knows nothing, have the norm that DTensorGradients computes.
+    FullyShardedDataParallel.clip_grad_norm_ clips all parameters of a model.
+    This class has its arithmetic (norms in fp32, the coefficient in the dtype
+    of the gradient), and for all parameters its exact results. The norm of
+    DTensors, which it does not support, is that of DTensorGradients.
 
     Args:
         params (list[Tensor]): The parameters, the same ones on every rank.
         models (Iterable[torch.nn.Module]): Where to look for FSDP modules.
 
     Raises:
-        LookupError: A flattened parameter is of no such module; it is the
-            only argument.
+        LookupError: A flattened parameter belongs to no FSDP module of these
+            models. The only argument of the exception is the parameter.
     """
 
     collective = True
@@ -51,7 +51,7 @@ class FSDP1Gradients(Gradients):
         self._unsharded = LocalGradients()
         self._dtensors = DTensorGradients()
         place = {id(param): index for index, param in enumerate(params)}
-        # In FSDP's order, on which the last bits depend.
+        # In FSDP's order, on which the last bits of the norm depend.
         self._sharded: dict[
             tuple[dist.ProcessGroup, torch.device], list[int]
         ] = {}
@@ -100,7 +100,7 @@ class FSDP1Gradients(Gradients):
             raise ValueError(reason)
         dtensors = [params[i] for i in self._whole if _is_dtensor(params[i])]
         grads = [param.grad for param in dtensors]
-        # First, as this may refuse one.
+        # First, since this may refuse a gradient.
         shards = self._dtensors.placed.shards(dtensors, grads)
         wholes = [n for _, n in self._dtensors.norms(grads, shards, norm_type)]
         parts = [

@@ -32,7 +32,7 @@ _Tensors = list[Tensor] | tuple[Tensor, ...]
 
 LeftToTorch = tuple[Any, list[Tensor]]
 """A device mesh, or None for plain gradients, and parameters with gradients of
-it: torch's functions do not accept those of several meshes at once."""
+it: torch's functions do not accept gradients of several meshes at once."""
 
 
 class GradientNorm(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which class handles some gradients; DTensor is not imported in vain."""
+"""The choice of the class for gradients, without importing DTensor first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["kind_of"]
 def kind_of(
     tensors: list[Tensor],
 ) -> type[LocalGradients] | type[DTensorGradients]:
-    """How gradients are stored: plainly, or some of them as DTensors.
+    """Selects the class for gradients: plain ones, or some of them DTensors.
 
     Args:
         tensors (list[Tensor]): The gradients, or their parameters.

@@ -36,18 +36,19 @@ LOCAL_TYPES = {Tensor, NoneType}
 class MeshGradients:
     """The gradients of one mesh among those of a list of parameters.
 
-    Each rank norms its shards, and the norms of all gradients are reduced as
-    one vector: bit for bit what torch, from 2.10 on, gets by reducing them one
-    by one. (Earlier, it reduced the norm of a rank's norms, which rounds
-    otherwise.) Gradients with other placements than torch's public ones, or
-    on several devices, are not supported: torch's functions have to clip them.
+    Each rank computes the norms of its shards, and the norms of all gradients
+    are reduced as one vector. Bit for bit, that is what torch from 2.10 on
+    computes by reducing them one by one. (Earlier versions reduced one norm
+    per rank, which rounds differently.) Gradients with other placements than
+    torch's public ones, or on several devices, are not supported and have to
+    be clipped by torch's functions.
 
     The mesh is held weakly and its process groups are looked up at each call,
     so that none is used after dist.destroy_process_group.
 
     Args:
         mesh (DeviceMesh): The mesh.
-        indices (list[int]): Which ones of the parameters.
+        indices (list[int]): The indices of these parameters in the list.
         kinds (list[Kind]): The placements, dtype and device of each gradient.
     """
 
@@ -122,15 +123,15 @@ class MeshGradients:
             present = self._present.of(norms, here).to(norms)
         for _, size, whole in self._reductions:
             if whole is not None and not isinf(norm_type):
-                # Each rank brings its part of those that all have, as torch's
-                # _NormPartial does.
+                # Where every rank has the whole gradient, each contributes an
+                # equal part of its norm, as in torch's _NormPartial.
                 parts = size if norm_type == 0 else size ** (1 / norm_type)
                 norms = torch.where(whole.of(norms), norms / parts, norms)
         for dim, _, _ in self._reductions:
             group = self.mesh.get_group(dim)
             norms, present = _reduce(norms, present, norm_type, group)
         if not all_here:
-            # Without those that no rank has: torch does not sum them, and
+            # Without gradients that no rank has: torch does not sum them, and
             # zeros can change the last bits. On CUDA, this waits.
             norms = norms.masked_select(present > 0)
         if len(norms):
@@ -167,7 +168,10 @@ def _is_supported(placement: Placement) -> bool:
 def _nothing(
     norm_type: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Has no part in a norm; an empty shard has no inf norm of its own."""
+    """Stands in for a missing or empty shard, without changing the norm.
+
+    torch has no inf-norm of an empty tensor.
+    """
     return torch.full((1,), identity_of(norm_type), dtype=dtype, device=device)
 
 

@@ -26,7 +26,7 @@ _channels: WeakKeyDictionary[Any, ReferenceType[Any]] = WeakKeyDictionary()
 """The channel in which each clipping hook was found running."""
 
 _settled: WeakSet[Any] = WeakSet()
-"""The clipping hooks that need not be looked at again."""
+"""The clipping hooks that need not be checked again."""
 
 
 def unwrapped(optimizer: Any) -> Any:
@@ -39,12 +39,12 @@ def unwrapped(optimizer: Any) -> Any:
 def warn_if_stepped(hook: Any, hook_args: Any, optimizer: Any) -> None:
     """Warns if an OptimizerHook stepped the optimizer earlier in this phase.
 
-    It can only have done so if there are no gradients, since it clears them
-    after the step. What else this takes to find out is done only then.
+    OptimizerHook clears gradients after the step, so that the rest of the
+    check is made only if there are none.
 
     Args:
-        hook (GradientClippingHook): The hook that is running; it is warned of
-            once. A hook of RoboOrchardLab may be given too.
+        hook (GradientClippingHook): The hook that is running, about which it
+            warns once. A hook of RoboOrchardLab may be given too.
         hook_args (PipelineHookArgs): What it was called with.
         optimizer (torch.optim.Optimizer): The optimizer to clip for.
     """
@@ -101,8 +101,8 @@ def _position_of_step(
 ) -> int | None:
     """The position before `position` whose OptimizerHook stepped `optimizer`.
 
-    All hooks before the running one have run in this phase, so what one of
-    them stepped last it stepped in this phase.
+    All hooks before the running one have run in this phase, so that the
+    optimizer that one of them stepped last was stepped in this phase.
     """
     target = id(unwrapped(optimizer))
     owners = [_owner(hook) for hook in hooks]
@@ -115,8 +115,8 @@ def _position_of_step(
                 return index
         except AttributeError:
             # RoboOrchardLab's hook does not say which optimizer it stepped.
-            # Where the arguments change their optimizer within the phase, as
-            # for a GAN, this one has an OptimizerHook of its own to come.
+            # If the arguments change their optimizer within the phase, as for
+            # a GAN, the OptimizerHook for this optimizer comes later.
             if True not in steps[position + 1 :]:
                 return index
     return None
@@ -128,7 +128,7 @@ def _owner(hook: Any) -> Any:
 
 
 def _is_optimizer_hook(owner: Any) -> bool:
-    # By name: RoboOrchardLab's class may not be imported.
+    # By name, since RoboOrchardLab may not be installed.
     return any(cls.__name__ == "OptimizerHook" for cls in type(owner).__mro__)
 
 

@@ -1,4 +1,4 @@
-"""The parameters of an optimizer, and what is kept of them between steps."""
+"""The parameters of an optimizer, and how their gradients are stored."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 from torch.nn import Module
 
-from robo_orchard_fasthooks._clipping.algorithm import gradients_of
 from robo_orchard_fasthooks._clipping.gradients import Gradients
+from robo_orchard_fasthooks._clipping.kinds import kind_of
 
 __all__ = ["name_of", "optimizer_gradients"]
 
@@ -62,7 +62,7 @@ def optimizer_gradients(
     if not all(map(_requires_grad, params)):
         params = [param for param in params if param.requires_grad]
     known = None
-    with suppress(TypeError):  # Not every object has weak references.
+    with suppress(TypeError):  # Not every object can be weakly referenced.
         known = _KNOWN.get(optimizer)
     ids = list(map(id, params))
     if known is None or known.ids != ids:
@@ -81,7 +81,7 @@ def _gradients(
 ) -> Gradients:
     # The mark that FullyShardedDataParallel leaves on its parameters.
     if not any(getattr(param, "_fsdp_flattened", False) for param in params):
-        return gradients_of(params)
+        return kind_of(params)()
     from robo_orchard_fasthooks._clipping.fsdp1 import FSDP1Gradients
 
     try:

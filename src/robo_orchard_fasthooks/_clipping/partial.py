@@ -1,4 +1,4 @@
-"""DTensor gradients of which each rank holds a part that is to be reduced."""
+"""DTensor gradients with Partial placements: parts that are to be reduced."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ __all__ = ["clamped_sum", "is_partial", "is_sum"]
 
 
 def is_partial(placement: Placement) -> bool:
-    """Whether parts are reduced by an operation; subclasses do more."""
+    """Whether the placement is Partial itself; subclasses reduce otherwise."""
     return type(placement) is Partial
 
 
 def is_sum(placement: Placement) -> bool:
-    """Whether clamping the parts does not clamp what they reduce to.
+    """Whether clamping the parts differs from clamping what they reduce to.
 
-    Clamping is monotone, so that it commutes with a maximum or minimum.
+    Clamping is monotone, so that it commutes with a maximum or minimum, but
+    not with a sum or average.
     """
     return _operation(placement) in {"sum", "avg"}
 
@@ -29,18 +30,20 @@ def _operation(placement: Placement) -> str | None:
 
 
 def clamped_sum(grad: Any, clip_value: float) -> Tensor:
-    """This rank's part of a gradient whose sum over ranks is clamped.
+    """Computes this rank's part of the gradient that is reduced and clamped.
 
-    Every rank has to call this.
+    Every rank has to call this. Reduced again, the parts are the clamped
+    gradient.
 
     Args:
         grad (DTensor): A gradient, with a placement for which `is_sum` holds.
         clip_value (float): The largest absolute value.
 
     Returns:
-        Tensor: Of the shape of the local tensor. Of ranks that are summed, the
-            first has the clamped sum and the others have zeros; of others,
-            each has what they reduce to.
+        Tensor: Of the shape of the local tensor. Along a mesh dimension with
+            the placement Partial("sum"), the first rank has the clamped
+            gradient and the others have zeros; along one with another Partial,
+            every rank has the clamped gradient.
     """
     reduced = grad.redistribute(
         placements=[

@@ -1,4 +1,4 @@
-"""Which gradients are of which device mesh, planned once."""
+"""Gradients grouped by device mesh; the groups are kept between calls."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["PlacedGradients", "shards_of"]
 
 
 class PlacedGradients:
-    """Gradients by their device mesh, as the ones seen last were placed.
+    """The grouping by device mesh of the gradients that were seen last.
 
     Only weak references to meshes and to the specs of DTensors are kept, and
-    they are compared by identity: a new mesh equals one that has the process
-    groups of before dist.destroy_process_group.
+    they are compared by identity: a new mesh may equal an old one whose
+    process groups dist.destroy_process_group has destroyed.
     """
 
     groups: list[MeshGradients]
@@ -34,16 +34,17 @@ class PlacedGradients:
     """The indices of the plain gradients."""
 
     partial: list[int]
-    """The indices of DTensors of which the ranks hold parts to be reduced."""
+    """The indices of the DTensors with a Partial placement."""
 
     has_complex: bool
     """Whether any DTensor is complex."""
 
     def __init__(self) -> None:
-        # References to specs; to None where there is none.
+        # Weak references to specs; for a plain tensor NoneType, which returns
+        # None when it is called.
         self._specs: list[Callable[[], Any]] = []
         self._meshes: list[Callable[[], Any]] = []
-        # The mesh of each gradient, by its id, and the rest.
+        # The id of the mesh of each gradient, and its kind.
         self._kinds: list[tuple[int | None, Kind]] = []
         self._products: list[int] = []
         self.groups, self.plain, self.partial = [], [], []
@@ -52,7 +53,7 @@ class PlacedGradients:
     def shards(
         self, owners: list[Tensor], grads: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
-        """Lists what this rank has of gradients, and plans for these.
+        """Lists the local tensors of gradients, and groups the gradients.
 
         Args:
             owners (list[Tensor]): The parameters. One without a gradient
@@ -98,7 +99,7 @@ class PlacedGradients:
         self._meshes = [*map(ref, meshes.values())]
         by_mesh: dict[Any, list[int]] = {}
         for index, (mesh, _) in enumerate(kinds):
-            # Meshes that are equal are one to torch.
+            # torch treats equal meshes as one.
             by_mesh.setdefault(mesh and meshes[mesh], []).append(index)
         self.plain = by_mesh.pop(None, [])
         self.partial = [
@@ -117,7 +118,7 @@ class PlacedGradients:
 
 
 def _kind(tensor: Tensor) -> tuple[int | None, Kind]:
-    """All on which it depends how the norm of a gradient is reduced."""
+    """Everything that decides how the norm of a gradient is reduced."""
     if isinstance(tensor, DTensor):
         kind = tensor.placements, tensor.dtype, tensor.device
         return id(tensor.device_mesh), kind
@@ -125,9 +126,9 @@ def _kind(tensor: Tensor) -> tuple[int | None, Kind]:
 
 
 def shards_of(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """What this rank has of gradients; None if it has no such gradient."""
-    # What `to_local` returns while gradients are not recorded, at a fifth of
-    # its time (20 ns).
+    """The local tensors of gradients; None for a gradient that is None."""
+    # What `to_local` returns while autograd does not record, in a fifth of its
+    # time (20 ns).
     shards = [getattr(grad, "_local_tensor", grad) for grad in grads]
     if AsyncCollectiveTensor in set(map(type, shards)):
         for index, shard in enumerate(shards):

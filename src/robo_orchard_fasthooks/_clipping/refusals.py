@@ -1,7 +1,7 @@
 """Gradients that cannot be clipped, refused before any of them changes.
 
-Each check returns what is wrong with a gradient, in words that go on from "the
-gradient of parameter 0", or None.
+Each check returns what is wrong with a gradient, as the rest of a sentence
+that begins with "the gradient of parameter 0", or None if nothing is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = [
     "complex_",
     "not_finite",
     "overlapping",
+    "partial_extremum",
     "product",
     "refuse",
     "sparse",
@@ -29,10 +30,11 @@ __all__ = [
 Name = Callable[[int], str]
 """Names a parameter, given by its index, to the user."""
 
+_EXTREMA = {"max", "min"}
+"""Reductions that do not commute with multiplying by a negative number."""
 
-_REDUCTIONS = {"sum", "avg", "max", "min"}
-"""Parts that these reduce may be scaled one by one, by what is not negative.
-"""
+_REDUCTIONS = {"sum", "avg", *_EXTREMA}
+"""Reductions that commute with multiplying by a number >= 0."""
 
 
 def by_index(index: int) -> str:
@@ -70,6 +72,8 @@ def complex_(grad: Tensor) -> str | None:
 
 
 def overlapping(grad: Tensor) -> str | None:
+    # The stride of a DTensor need not be that of its local tensor.
+    grad = getattr(grad, "_local_tensor", grad)
     if grad.layout != torch.strided or all(
         n < 2 or step
         for n, step in zip(grad.shape, grad.stride(), strict=True)
@@ -93,20 +97,26 @@ def without_foreach(grad: Tensor) -> str | None:
 def unclippable(
     by_norm: bool, norm_type: float
 ) -> Callable[[Tensor], str | None]:
-    """Makes a check for whatever can be wrong with a scaled gradient.
+    """Makes a check that finds all faults of a gradient under a GradScaler.
 
-    Clipping looks for such gradients only after it has failed, or where it
-    has to scale them. That is too late once they have been unscaled.
+    Without a scaler, clipping looks for faulty gradients only after a kernel
+    has failed, or if gradients have to be scaled. That is too late once they
+    have been unscaled.
     """
 
     def fault(grad: Tensor) -> str | None:
         if not by_norm:
-            return sparse(grad) or complex_(grad) or overlapping(grad)
+            return (
+                sparse(grad)
+                or complex_(grad)
+                or overlapping(grad)
+                or product(grad)
+            )
         if grad.layout != torch.strided and not _has_norm(grad, norm_type):
             return sparse(grad)
         if grad.is_complex():
             return "is complex and cannot be unscaled by a GradScaler"
-        return overlapping(grad)
+        return overlapping(grad) or product(grad)
 
     return fault
 
@@ -120,8 +130,7 @@ def _has_norm(grad: Tensor, norm_type: float) -> bool:
 
 
 def product(grad: Tensor) -> str | None:
-    for placement in getattr(grad, "placements", ()):
-        operation = getattr(placement, "reduce_op", "sum")
+    for operation in _reductions(grad):
         if operation not in _REDUCTIONS:
             return (
                 f"is a DTensor with the placement Partial({operation!r}), "
@@ -129,6 +138,26 @@ def product(grad: Tensor) -> str | None:
                 "grad.redistribute(placements=...) with Replicate() instead"
             )
     return None
+
+
+def partial_extremum(grad: Tensor) -> str | None:
+    for operation in _reductions(grad):
+        if operation in _EXTREMA:
+            return (
+                f"is a DTensor with the placement Partial({operation!r}), "
+                "which cannot be multiplied by a negative number in place; "
+                "pass a max_norm that is not negative"
+            )
+    return None
+
+
+def _reductions(grad: Tensor) -> list[str]:
+    """The operations that reduce the Partial placements of a DTensor."""
+    return [
+        placement.reduce_op
+        for placement in getattr(grad, "placements", ())
+        if hasattr(placement, "reduce_op")
+    ]
 
 
 def not_finite(
@@ -155,6 +184,6 @@ def not_finite(
     for index, part in enumerate(parts):
         for grad in part:
             if grad.numel() and not vector_norm(grad, norm_type).isfinite():
-                return f"{start}, and that of {name(index)} is not"
+                return f"{start}, nor is that of {name(index)}"
     where = " on this rank" if collective else ""
-    return f"{start}, though that of each gradient{where} is"
+    return f"{start}, although that of each gradient{where} is"

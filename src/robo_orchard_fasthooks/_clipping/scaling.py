@@ -1,4 +1,7 @@
-"""Loss scaling: gradients are unscaled before they are clipped."""
+"""Loss scaling: gradients are unscaled before they are clipped.
+
+If clipping fails, they are scaled again.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from accelerate import accelerator as accelerate_module
 
 from robo_orchard_fasthooks._clipping.order import unwrapped
 
-__all__ = ["is_accelerate_s", "unscaled", "will_unscale"]
+__all__ = ["is_accelerate_method", "unscaled", "will_unscale"]
 
 
-def is_accelerate_s(accelerator: Any, name: str) -> bool:
+def is_accelerate_method(accelerator: Any, name: str) -> bool:
     """Whether a method is accelerate's, neither overridden nor patched."""
     function = getattr(getattr(accelerator, name, None), "__func__", None)
     return getattr(function, "__globals__", None) is vars(accelerate_module)
@@ -22,7 +25,7 @@ def is_accelerate_s(accelerator: Any, name: str) -> bool:
 
 def will_unscale(accelerator: Any) -> bool:
     """Whether `unscaled` may change gradients."""
-    if not is_accelerate_s(accelerator, "unscale_gradients"):
+    if not is_accelerate_method(accelerator, "unscale_gradients"):
         return True
     scaler = accelerator.scaler
     return scaler is not None and bool(scaler.is_enabled())
@@ -34,10 +37,10 @@ def unscaled(
 ) -> Iterator[None]:
     """Unscales the gradients of an optimizer, for a body that clips them.
 
-    If the body raises, the gradients are scaled again and the scaler is told
-    so, which lets the next step unscale them. GradScaler.update() would do
-    that as well, but for every optimizer. The scaler keeps what it found out
-    about infinities, so that a call of it lowers the scale.
+    If the body raises, the gradients are scaled again and the scaler's state
+    for this optimizer is reset, so that the next step can unscale them.
+    GradScaler.update() would reset the state of every optimizer. The scaler
+    keeps its record of infinities, so that update() still lowers the scale.
 
     Args:
         accelerator (Accelerator): The accelerator, which has the scaler.
@@ -84,12 +87,12 @@ def _unscale(
     accelerator: Any, optimizer: Any, params: list[torch.Tensor]
 ) -> None:
     # accelerate's clip methods unscale the gradients of all optimizers, so
-    # that clipping for a second one finds them unscaled already and fails.
-    if not is_accelerate_s(accelerator, "unscale_gradients"):
+    # that clipping for a second optimizer fails: they are unscaled already.
+    if not is_accelerate_method(accelerator, "unscale_gradients"):
         accelerator.unscale_gradients()
     elif isinstance(optimizer, torch.optim.Optimizer):
         accelerator.unscale_gradients(optimizer)
-    else:  # A wrapper of optimizers, each of which the scaler has to know.
+    else:  # A wrapper of optimizers: the scaler has a state for each of them.
         ids = set(map(id, params))
         accelerator.unscale_gradients(
             [
@@ -106,8 +109,10 @@ def _unscale(
 @torch.no_grad()
 def _scale(optimizer: torch.optim.Optimizer, scale: float) -> None:
     # A scale is a power of two by default, so that no bit is lost. A parameter
-    # that is there twice is unscaled twice.
+    # that is listed twice has been unscaled twice.
     for group in optimizer.param_groups:
         for param in group["params"]:
             if param.grad is not None:
-                param.grad.mul_(scale)
+                # The local tensor, as torch unscales DTensors of any
+                # placement but does not multiply Partial("max") in place.
+                getattr(param.grad, "_local_tensor", param.grad).mul_(scale)

@@ -1,4 +1,4 @@
-"""When gradients are clipped, with which settings, and through whom."""
+"""Clipping at a step: whether, with which settings, and by whose method."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from robo_orchard_fasthooks._clipping.refusals import (
     without_foreach,
 )
 from robo_orchard_fasthooks._clipping.scaling import (
-    is_accelerate_s,
+    is_accelerate_method,
     unscaled,
     will_unscale,
 )
 
 __all__ = ["ClipSettings", "clip_at_step", "clip_gradients"]
 
-# With others (DeepSpeed, XLA, Megatron), accelerate's own methods are called:
-# these reduce gradients first, or leave clipping to the backend.
+# With other types (DeepSpeed, XLA, Megatron-LM), accelerate's own methods are
+# called: they reduce gradients first, or leave clipping to the backend.
 _CLIPPED_HERE = {
     DistributedType.NO,
     DistributedType.MULTI_CPU,
@@ -77,7 +77,8 @@ class ClipSettings:
         """Returns the bound of the mode.
 
         Raises:
-            ValueError: The mode is unknown, or its bound is None.
+            ValueError: The mode is unknown, or its bound is None, negative or
+                NaN.
         """
         if self.clip_mode == "norm":
             name, bound = "max_norm", self.max_norm
@@ -92,6 +93,11 @@ class ClipSettings:
             raise ValueError(
                 f"GradientClippingHook: {name} must be specified when "
                 f"clip_mode is {self.clip_mode!r}"
+            )
+        if not bound >= 0:  # Refuses NaN too.
+            raise ValueError(
+                f"GradientClippingHook: {name} must be non-negative when "
+                f"clip_mode is {self.clip_mode!r}, not {bound}"
             )
         return bound
 
@@ -143,7 +149,8 @@ def clip_gradients(
 ) -> torch.Tensor | None:
     """Clips the gradients of an optimizer's parameters.
 
-    Whatever can be refused is refused before any gradient has changed.
+    Gradients and settings that are not supported are refused before any
+    gradient has changed.
 
     Args:
         settings (ClipSettings): The settings of this step.
@@ -175,7 +182,8 @@ def clip_gradients(
         return name_of(params[index], optimizer, models())
 
     params, gradients = optimizer_gradients(optimizer, models)
-    # A rank without gradients takes part in what the others reduce.
+    # A rank without gradients takes part in the reductions of the others. If
+    # only gradients are DTensors, and not parameters, it cannot know of them.
     if not gradients.collective and all(p.grad is None for p in params):
         return None
     if by_norm and (reason := gradients.unsupported(settings.norm_type)):
@@ -201,8 +209,8 @@ def clip_gradients(
 
     if not will_unscale(accelerator):
         return clip()
-    # Unscaling changes gradients, and clipping finds out too late that one of
-    # them cannot be clipped, or that it can only be left below the bound.
+    # Unscaling changes gradients. Clipping detects one that it cannot clip
+    # only after that; below the bound, it does not look for one at all.
     refuse(params, unclippable(by_norm, settings.norm_type), name)
     with unscaled(accelerator, optimizer, params):
         return clip()
@@ -211,7 +219,7 @@ def clip_gradients(
 def _clip_through(
     settings: ClipSettings, accelerator: Any, optimizer: Any
 ) -> torch.Tensor | None:
-    """Clips by the accelerator's own methods."""
+    """Clips by the accelerator's own method."""
     by_norm = settings.clip_mode == "norm"
     distributed_type = _distributed_type(accelerator)
     if settings.error_if_nonfinite and by_norm:
@@ -221,7 +229,7 @@ def _clip_through(
             f"({type(accelerator).__name__}, {distributed_type}); leave it "
             "False"
         )
-    # By identity and once each: two groups may hold the same parameter.
+    # Each parameter once: two groups may hold the same one.
     params = {
         param: None
         for group in optimizer.param_groups
@@ -232,7 +240,7 @@ def _clip_through(
         if params:
             accelerator.clip_grad_value_(list(params), settings.clip_value)
         return None
-    # DeepSpeed keeps the gradients to itself, but returns their norm.
+    # DeepSpeed stores gradients outside of `grad`, but returns their norm.
     if not params and distributed_type != DistributedType.DEEPSPEED:
         return None
     return _as_norm(
@@ -273,7 +281,7 @@ def _as_norm(returned: Any) -> torch.Tensor | None:
 def _clips_by_itself(accelerator: Any, clip_mode: str) -> bool:
     """Whether clipping is left to the accelerator's own method."""
     return (
-        not is_accelerate_s(accelerator, f"clip_grad_{clip_mode}_")
+        not is_accelerate_method(accelerator, f"clip_grad_{clip_mode}_")
         or accelerator.distributed_type not in _CLIPPED_HERE
     )
 

@@ -12,6 +12,7 @@ from helpers.ranks import (
     mixed,
     placed_fsdp1,
     placements,
+    refused,
 )
 from helpers.ranks.cases import CASES, RANKS
 
@@ -26,4 +27,5 @@ __all__ = [
     "mixed",
     "placed_fsdp1",
     "placements",
+    "refused",
 ]
