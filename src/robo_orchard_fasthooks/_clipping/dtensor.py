@@ -221,6 +221,8 @@ class DTensorGradients(Gradients):
             for index in group.indices
         ]
         left += [i for i in placed.plain if type(shards[i]) not in LOCAL_TYPES]
+        # First subclasses of Partial, which torch may refuse.
+        left.sort(key=lambda index: not _has_partial(all_grads[index]))
         for index in left:
             torch.nn.utils.clip_grad_value_(params[index], clip_value, foreach)
             shards[index] = None
@@ -230,6 +232,10 @@ class DTensorGradients(Gradients):
         super().clamp_(
             params, [s for s in shards if s is not None], clip_value, foreach
         )
+
+
+def _has_partial(grad: Any) -> bool:
+    return any(p.is_partial() for p in getattr(grad, "placements", ()))
 
 
 def _present(grads: _Optional, indices: list[int]) -> list[Tensor]:

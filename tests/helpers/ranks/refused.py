@@ -134,3 +134,17 @@ def a_local_tensor_that_is_expanded(mode, way):
     with unchanged(params):
         said = refusal(lambda: run(way, params, CLIPS))
     check("parameter 1" in said and "share memory" in said, "said:", said)
+
+
+class OfItsOwn(Partial):
+    """A placement that torch does not clamp in place."""
+
+
+@case("placements", way=["hook", "function"])
+def torch_refuses_by_value(way):
+    """Before it has clamped what comes first in the list."""
+    mesh = mesh_of(2)
+    params = [placed(Shard(0), mesh), placed(OfItsOwn(), mesh)]
+    with unchanged(params):
+        said = raised(lambda: clip_values(way, params, CLIPS))
+    check("in-place operations" in said, "said:", said)
