@@ -345,21 +345,24 @@ cdef object _construct(
             and construction is not None
             and construction.cls is cls
             and construction.is_unchanged()
-            and (
+        ):
+            # The allocation may start a garbage collection, whose finalizers
+            # and other threads can call the class with other keywords. So it
+            # comes before the keywords are looked up.
+            namespace = PyDict_Copy(construction.namespace)
+            if (
                 keywords == <PyObject*>construction.keywords
                 or construction.remember(keywords)
-            )
-        ):
-            namespace = PyDict_Copy(construction.namespace)
-            for index in range(count):
-                # Setting a value takes 200 instructions.
-                if args[index] != construction.keyword_defaults[index]:
-                    PyDict_SetItem(
-                        namespace,
-                        <object>PyTuple_GET_ITEM(keywords, index),
-                        <object>args[index],
-                    )
-            return _instance(cls, namespace)
+            ):
+                for index in range(count):
+                    # Setting a value costs 200 instructions.
+                    if args[index] != construction.keyword_defaults[index]:
+                        PyDict_SetItem(
+                            namespace,
+                            <object>PyTuple_GET_ITEM(keywords, index),
+                            <object>args[index],
+                        )
+                return _instance(cls, namespace)
     return type.__call__(
         cls,
         *[<object>args[index] for index in range(positional)],
