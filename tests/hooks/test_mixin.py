@@ -289,6 +289,7 @@ class TestMerging:
         other = ours.PipelineHooks()
         other.register_hook("on_loop", hook("a"))
         other.hooks["on_save"] = ours.HookContextChannel("on_save")
+        other.hooks["on_save"].register(hook("b"))
         with pytest.raises(KeyError, match="no channel 'on_save'"):
             hooks += other
         other.hooks = {
