@@ -209,7 +209,10 @@ class PipelineHooks(ClassInitFromConfigMixin):
             ValueError: Two channels under the same key have different names.
         """
         if isinstance(hooks, type) or not hasattr(hooks, "hooks"):
-            raise TypeError(f"Expected PipelineHooks, but got {type(hooks)}")
+            found = str(type(hooks))
+            if _is_pipeline_hooks(hooks):
+                found += ", whose __init__ has to call super().__init__()"
+            raise TypeError(f"Expected PipelineHooks, but got {found}")
         pairs = []
         for name, other in hooks.hooks.items():
             try:
