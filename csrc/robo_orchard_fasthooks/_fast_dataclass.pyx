@@ -1,15 +1,16 @@
-"""Quick construction and copies of arguments that are a plain dataclass.
+"""Fast construction and copies of arguments that are a plain dataclass.
 
-RoboOrchardLab's own arguments keep their class. Python constructs them by way
-of a dictionary of the keywords, a frame, and one attribute after the other.
-This module gives a new instance a copy of a dictionary of the defaults, and
-sets only the arguments that differ from them: 0.4 of the instructions. To copy
-an instance, it copies the dictionary: 0.15 (CPython 3.11).
+RoboOrchardLab's own arguments keep their class. To construct one, Python makes
+a dictionary of the keywords and a frame, and sets one attribute after the
+other. This module gives a new instance a copy of a dictionary of the defaults,
+and sets only the arguments that differ from them, which needs 40 % of the
+instructions. To copy an instance, it copies its dictionary, which needs 15 %
+(CPython 3.11).
 
-Whatever is changed in the class later counts, and so does a new value of
-`__init__.__code__`, `__defaults__` or `__kwdefaults__`: the class is then
-called as Python calls it. Only a change inside the dictionary
-`__kwdefaults__` is not noticed.
+Later changes of the class take effect, and so does a new value of
+`__init__.__code__`, `__defaults__` or `__kwdefaults__`: Python then calls the
+class in the usual way. Only a change inside the dictionary `__kwdefaults__` is
+not noticed.
 """
 
 import dataclasses
@@ -73,20 +74,21 @@ cdef frozenset _HARMLESS = frozenset(
 
 
 def unsupported_reason(cls):
-    """Says why calls and copies of a class cannot be made quick.
+    """Returns the reason why a class cannot be accelerated, if there is one.
 
-    They can if its instances have a dictionary and `__init__`, generated or
-    written by hand, does nothing but set each field to the argument of its
-    name. It may have more parameters, which it ignores.
+    Its calls and copies can be if its instances have a dictionary and its
+    `__init__`, generated or written by hand, does nothing but set each field
+    to the argument of that name. It may have more parameters, which it
+    ignores.
 
     Args:
         cls (type): The class.
 
     Returns:
-        str | None: The reason, None if they can.
+        str | None: The reason, or None if the class can be accelerated.
     """
     if type(cls) is not type or "__dataclass_fields__" not in vars(cls):
-        return "it has no fields of its own, or a metaclass"
+        return "it is not itself a dataclass, or it has a metaclass"
     if hasattr(cls, "__post_init__"):
         return "it has a __post_init__"
     fields = dataclasses.fields(cls)
@@ -98,7 +100,7 @@ def unsupported_reason(cls):
 
 
 cdef object _unsupported_class(cls, names):
-    """Says why attributes are not just set in `__dict__`, if they are not."""
+    """The reason why setting a field is more than writing to `__dict__`."""
     if (<PyTypeObject*>cls).tp_new != (<PyTypeObject*>object).tp_new:
         return "it has a __new__"
     for name in ("__setattr__", "__getattribute__"):
@@ -117,7 +119,7 @@ cdef object _unsupported_class(cls, names):
 
 
 cdef object _unsupported_init(cls, list names):
-    """Says what `__init__` does besides setting fields, if anything."""
+    """The reason why `__init__` is more than setting fields, or None."""
     init = vars(cls).get("__init__")
     if type(init) is not FunctionType:
         return "its __init__ is not a function of its own"
@@ -177,7 +179,7 @@ cdef dict _trial(cls, init, dict arguments):
 @cython.final
 @cython.auto_pickle(False)
 cdef class _Construction:
-    """A class whose calls are quick, and what its instances start from."""
+    """An accelerated class, and what its instances start from."""
 
     cdef object cls
     cdef object init
@@ -194,8 +196,8 @@ cdef class _Construction:
     # The version tag of the class when it was last checked and found to be
     # unchanged, else -1. CPython invalidates the tag whenever an attribute of
     # the class or of a base is set, and then assigns another one. Comparing it
-    # takes the place of all checks; the lookup of `__init__` alone would take
-    # 140 instructions.
+    # replaces all checks; the lookup of `__init__` alone would cost 140
+    # instructions.
     cdef long long version
     # The keywords of the last call and the default of each, borrowed from
     # `values`. Calls from one place in a program pass the same tuple.
@@ -254,7 +256,8 @@ cdef class _Construction:
     cdef bint remember(self, PyObject* keywords) except -1:
         """Finds the defaults of these keywords.
 
-        False if one is not a field or a field that has no default is missing.
+        Returns False if one of them is not a field, or if a field that has no
+        default is not among them.
         """
         cdef Py_ssize_t index, field, required = 0
         cdef Py_ssize_t fields = PyTuple_GET_SIZE(<PyObject*>self.names)
@@ -284,7 +287,7 @@ cdef class _Construction:
         # Other attributes come after the fields, and a deletion leaves a gap
         # until the dictionary is copied. So it is enough that the size is
         # right, that the last field comes last and that nothing follows.
-        # Comparing every key would take 450 instructions more.
+        # Comparing every key would cost 450 more instructions.
         cdef Py_ssize_t last = PyTuple_GET_SIZE(<PyObject*>self.names) - 1
         cdef Py_ssize_t position = last
         cdef PyObject* key
@@ -307,9 +310,9 @@ cdef _Construction _construction = None
 
 
 def enable(cls):
-    """Makes calls of a class quick. One class at a time can be.
+    """Accelerates calls of a class, in place of the class before it.
 
-    Its subclasses are called as before.
+    Only one class can be accelerated at a time. Its subclasses are not.
 
     Args:
         cls (type): A class for which `unsupported_reason` returns None.
@@ -345,21 +348,24 @@ cdef object _construct(
             and construction is not None
             and construction.cls is cls
             and construction.is_unchanged()
-            and (
+        ):
+            # The allocation may start a garbage collection, whose finalizers
+            # and other threads can call the class with other keywords. So it
+            # comes before the keywords are looked up.
+            namespace = PyDict_Copy(construction.namespace)
+            if (
                 keywords == <PyObject*>construction.keywords
                 or construction.remember(keywords)
-            )
-        ):
-            namespace = PyDict_Copy(construction.namespace)
-            for index in range(count):
-                # Setting a value takes 200 instructions.
-                if args[index] != construction.keyword_defaults[index]:
-                    PyDict_SetItem(
-                        namespace,
-                        <object>PyTuple_GET_ITEM(keywords, index),
-                        <object>args[index],
-                    )
-            return _instance(cls, namespace)
+            ):
+                for index in range(count):
+                    # Setting a value costs 200 instructions.
+                    if args[index] != construction.keyword_defaults[index]:
+                        PyDict_SetItem(
+                            namespace,
+                            <object>PyTuple_GET_ITEM(keywords, index),
+                            <object>args[index],
+                        )
+                return _instance(cls, namespace)
     return type.__call__(
         cls,
         *[<object>args[index] for index in range(positional)],
@@ -384,7 +390,7 @@ cdef inline object _instance(object cls, dict namespace):
 
 
 def copying(cls, original):
-    """Makes a quick `copy_with_updates` for a class.
+    """Returns a fast `copy_with_updates` for a class.
 
     Args:
         cls (type): A class for which `unsupported_reason` returns None.
@@ -396,9 +402,9 @@ def copying(cls, original):
         Callable: The method.
     """
     # The fields that a batch processor sets on every step are parameters: as
-    # keys of a dictionary they would take 90 of 280 ns. A name that is not a
-    # field must not be a parameter: where several names raise, the first one
-    # given decides the error, and the order is only known in `kwargs`.
+    # keys of a dictionary they would cost 90 of 280 ns. A name that is not a
+    # field must not be a parameter: if several names are invalid, the error
+    # names the one given first, and only `kwargs` keeps the order.
 
     def with_loss(
         self,

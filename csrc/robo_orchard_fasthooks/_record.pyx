@@ -1,4 +1,7 @@
-"""What a HookProfiler keeps: times, in memory that does not grow with steps."""
+"""The times that a HookProfiler keeps, whose memory does not grow with steps.
+
+A time is recorded as a count in a histogram, not as a value of its own.
+"""
 
 cimport cython
 from libc.string cimport memcpy, memset
@@ -76,7 +79,7 @@ cdef class Stats:
         return 0.0
 
     def copy(self):
-        """Copies the times as they are at one moment, even between threads.
+        """Copies all times at one moment, also if other threads add some.
 
         Returns:
             Stats: The copy, without `open` and `close`.
@@ -109,8 +112,8 @@ cdef class Recorder:
         stats_of (Callable[[tuple, str], tuple[Stats, ...]]): Returns the Stats
             of each of the given hooks in a phase, in their order. Called again
             when the hooks of the channel have changed.
-        clock (Callable[[], int] | None): Returns nanoseconds; None is the
-            system's monotonic clock.
+        clock (Callable[[], int] | None): Returns the time in nanoseconds. None
+            is the system's monotonic clock.
         after_scope (Callable[[], object] | None): Called when a scope has been
             left.
 
@@ -142,7 +145,7 @@ cdef class Recorder:
             befores = self._stats_of(hooks, "before")
             afters = self._stats_of(hooks, "after")
             if not len(befores) == len(afters) == len(hooks):
-                raise ValueError("stats_of has to return Stats for each hook")
+                raise ValueError("stats_of has to return one Stats for each hook")
             current = self.current = (hooks, befores, afters)
         return current[1] if phase == "before" else current[2]
 

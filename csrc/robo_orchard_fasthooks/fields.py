@@ -1,6 +1,6 @@
-"""The fields of PipelineHookArgs, of which setup.py generates its source.
+"""The fields of PipelineHookArgs, from which setup.py generates its source.
 
-The order is that of the API documents of 0.2; fields that later releases added
+The order is that of RoboOrchardLab 0.2; fields that later releases added
 follow. A field that is added here has to be added by hand only to the types in
 `_args.pyi`, which stubtest compares, and to the expectations in
 `tests/hooks/test_args.py`.
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 
 class Field(NamedTuple):
-    """A field."""
+    """One field of PipelineHookArgs."""
 
     name: str
     annotation: str
     """Its type, as RoboOrchardLab annotates it."""
     default: Any
     type: str
-    """Its type, as the documentation says it."""
+    """Its type, as docstrings write it."""
     doc: str
 
 
@@ -105,7 +105,7 @@ FIELDS = [
         "exception",
         *("Optional[BaseException]", None, "BaseException | None"),
         "While the `after` hooks of a scope run: the exception that the scope "
-        "raised, None if it raised none.",
+        "raised, or None.",
     ),
 ]
 

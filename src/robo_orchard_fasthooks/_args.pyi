@@ -38,7 +38,7 @@ class PipelineHookArgs:
             scalar.
         model (torch.nn.Module | None): The prepared model.
         exception (BaseException | None): While the `after` hooks of a scope
-            run: the exception that the scope raised, None if it raised none.
+            run: the exception that the scope raised, or None.
     """
 
     accelerator: Accelerator
@@ -61,9 +61,9 @@ class PipelineHookArgs:
     def copy_with_updates(self, **kwargs: Any) -> Self:
         """Copies these arguments and sets some attributes of the copy.
 
-        A subclass is copied through its constructor, which gets the fields
-        that it takes. What is left in slots of the subclass is copied as it
-        is.
+        A subclass is copied by calling its constructor with all fields and
+        extra attributes as keyword arguments. What else the subclass keeps in
+        slots is set on the copy afterwards.
 
         Args:
             **kwargs: The attributes to set, by name.

@@ -60,7 +60,7 @@ def add_note(
 ) -> None:
     """Adds a note to an exception that names the hook which raised it.
 
-    The same note is added only once. Notes need Python 3.11.
+    The same note is added only once.
 
     Args:
         error (BaseException): The exception that the hook raised.
@@ -68,6 +68,9 @@ def add_note(
         position (int): The position of the hook in the channel, from 0.
         hook (HookContext): The hook.
         phase (str): "before" or "after".
+
+    Raises:
+        AttributeError: This is Python 3.10, which has no notes.
     """
     note = (
         f"raised by hook {position} of channel {channel!r}, in {phase}: "
@@ -98,8 +101,8 @@ def channel_repr(channel: Any, cls: type) -> str:
 def hook_repr(hook: Any) -> str:
     """Returns the `repr` of a hook, even if the hook's own `repr` raises.
 
-    robo_orchard_core's reads the source code of the callbacks, which partials,
-    builtins and compiled functions do not have.
+    The `repr` of robo_orchard_core's hooks reads the source code of the
+    callbacks, which partials, builtins and compiled functions do not have.
     """
     try:
         return repr(hook)
@@ -117,7 +120,7 @@ def _boxed(cls: type, content: str) -> str:
 
 
 def callback_of(hook: Any, phase: Phase) -> Callable[..., Any] | None:
-    """Returns what a hook calls in a phase, None if it calls nothing."""
+    """Returns the function that a hook calls in a phase, if there is one."""
     if (
         type(hook) is _FromCallable
         and phase not in vars(hook)
@@ -128,7 +131,7 @@ def callback_of(hook: Any, phase: Phase) -> Callable[..., Any] | None:
 
 
 def label(hook: Any) -> str:
-    """Returns the class of a hook, or of its methods, and its name, if any."""
+    """Returns the class of a hook or of its callbacks, and its name if any."""
     owner = hook
     if type(hook) is _FromCallable:
         for phase in _PHASES:

@@ -1,26 +1,27 @@
-"""Quick construction and copies of arguments that are a plain dataclass."""
+"""Fast construction and copies of arguments that are a plain dataclass."""
 
 from collections.abc import Callable
 from typing import Any
 
 def unsupported_reason(cls: type) -> str | None:
-    """Says why calls and copies of a class cannot be made quick.
+    """Returns the reason why a class cannot be accelerated, if there is one.
 
-    They can if its instances have a dictionary and `__init__`, generated or
-    written by hand, does nothing but set each field to the argument of its
-    name. It may have more parameters, which it ignores.
+    Its calls and copies can be if its instances have a dictionary and its
+    `__init__`, generated or written by hand, does nothing but set each field
+    to the argument of that name. It may have more parameters, which it
+    ignores.
 
     Args:
         cls (type): The class.
 
     Returns:
-        str | None: The reason, None if they can.
+        str | None: The reason, or None if the class can be accelerated.
     """
 
 def enable(cls: type) -> None:
-    """Makes calls of a class quick. One class at a time can be.
+    """Accelerates calls of a class, in place of the class before it.
 
-    Its subclasses are called as before.
+    Only one class can be accelerated at a time. Its subclasses are not.
 
     Args:
         cls (type): A class for which `unsupported_reason` returns None.
@@ -34,7 +35,7 @@ def disable(cls: type) -> None:
     """
 
 def copying(cls: type, original: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a quick `copy_with_updates` for a class.
+    """Returns a fast `copy_with_updates` for a class.
 
     Args:
         cls (type): A class for which `unsupported_reason` returns None.

@@ -1,3 +1,5 @@
+"""The times that a HookProfiler keeps."""
+
 from collections.abc import Callable
 from typing import Any, final
 
@@ -40,7 +42,7 @@ class Stats:
             float: The quantile in nanoseconds, 0 if there are no times.
         """
     def copy(self) -> Stats:
-        """Copies the times as they are at one moment, even between threads.
+        """Copies all times at one moment, also if other threads add some.
 
         Returns:
             Stats: The copy, without `open` and `close`.
@@ -56,8 +58,8 @@ class Recorder:
         stats_of (Callable[[tuple, str], tuple[Stats, ...]]): Returns the Stats
             of each of the given hooks in a phase, in their order. Called again
             when the hooks of the channel have changed.
-        clock (Callable[[], int] | None): Returns nanoseconds; None is the
-            system's monotonic clock.
+        clock (Callable[[], int] | None): Returns the time in nanoseconds. None
+            is the system's monotonic clock.
         after_scope (Callable[[], object] | None): Called when a scope has been
             left.
     """
@@ -78,9 +80,10 @@ class Recorder:
     def current(
         self,
     ) -> tuple[tuple[Any, ...], tuple[Stats, ...], tuple[Stats, ...]] | None:
-        """The hooks that were timed last, and the Stats of their callbacks.
+        """The hooks that were timed last and the Stats of their callbacks.
 
-        Those of `before` come before those of `after`.
+        The tuple holds the hooks, the Stats of their `before` callbacks and
+        the Stats of their `after` callbacks. None if nothing was timed yet.
         """
     def forget_hooks(self) -> None:
         """Drops the references to the hooks; the times stay."""

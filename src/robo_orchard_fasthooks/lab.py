@@ -33,21 +33,21 @@ _TESTED = {
 
 
 def install(verbose: bool = False) -> AbstractContextManager[None]:
-    """Accelerates RoboOrchardLab's own classes without exchanging them.
+    """Accelerates RoboOrchardLab's own classes without replacing them.
 
-    PipelineHooks that are made afterwards, of any subclass, dispatch through
-    compiled channels, and PipelineHookArgs are built and copied by compiled
-    code. Hooks and configs of this package are accepted wherever those of
-    RoboOrchardLab are, and RoboOrchardLab's GradientClippingHook and trainer
-    clip with the functions of this package. PipelineHooks that were made
-    before keep their channels. Pickles, checkpoints and configs that are
-    written in the meantime load without this package.
+    PipelineHooks that are created afterwards, of any subclass, dispatch
+    through compiled channels, and PipelineHookArgs are built and copied by
+    compiled code. Hooks and configs of this package are accepted wherever
+    those of RoboOrchardLab are, and RoboOrchardLab's GradientClippingHook and
+    trainer clip with the functions of this package. PipelineHooks that were
+    created before keep their channels. Pickles, checkpoints and configs that
+    are written while RoboOrchardLab is accelerated load without this package.
 
     The effect is limited to this process and to those forked from it. A
     process that is spawned has to call `install` itself.
 
     A function of RoboOrchardLab that differs from those of 0.4 and 0.5, or
-    that somebody else has patched, is left alone; one warning lists them all.
+    that other code has patched, is left alone; one warning lists them all.
     Patches that are made later take effect, except those of
     robo_orchard_core's HookContextChannel.
 
@@ -55,8 +55,8 @@ def install(verbose: bool = False) -> AbstractContextManager[None]:
         verbose (bool): Whether to print `status()`.
 
     Returns:
-        AbstractContextManager: A context manager that uninstalls on exit. It
-            does not if RoboOrchardLab was accelerated before this call, or was
+        AbstractContextManager: A context manager that uninstalls on exit,
+            unless RoboOrchardLab was accelerated before this call, or was
             uninstalled and installed again since.
 
     Raises:
@@ -67,21 +67,21 @@ def install(verbose: bool = False) -> AbstractContextManager[None]:
     with _lock:
         if _installation is None:
             made = _installation = _install()
-    leaving = _leaving(made)
+    uninstalling = _uninstall_on_exit(made)
     if verbose:
         try:
             print(status())
         except BaseException:
-            with leaving:
+            with uninstalling:
                 raise
-    return leaving
+    return uninstalling
 
 
 def uninstall() -> None:
-    """Puts the original functions back, the very same objects.
+    """Restores the original functions, the very same objects.
 
-    PipelineHooks that were made in the meantime keep working. A function that
-    somebody else has patched since `install` is left alone, with a warning.
+    PipelineHooks that were created since `install` keep working. A function
+    that other code has patched since `install` is left alone, with a warning.
     """
     global _installation
     with _lock:
@@ -116,7 +116,7 @@ class Status:
             return "not installed"
         relation = "not one of"
         with suppress(InvalidVersion):
-            # Without what a build of one's own adds, as in 0.5.0+abc123.
+            # Without the local label of a private build, as in 0.5.0+abc123.
             public = Version(found).public
             if public in _TESTED:
                 return _TESTED[public]
@@ -148,7 +148,7 @@ class Status:
 
 
 def status() -> Status:
-    """Tells what is replaced, without importing anything.
+    """Reports what is replaced, without importing anything.
 
     Returns:
         Status: The state of each function, and the versions.
@@ -160,7 +160,7 @@ def status() -> Status:
             name: f"original: {found}"
             if isinstance(found, str)
             else "replaced"
-            if found.stands
+            if found.is_active
             else "patched by others since"
             for name, found in _installation.names.items()
         }
@@ -186,7 +186,7 @@ _lock = RLock()
 
 
 @contextmanager
-def _leaving(installation: _Installation | None) -> Iterator[None]:
+def _uninstall_on_exit(installation: _Installation | None) -> Iterator[None]:
     try:
         yield
     finally:

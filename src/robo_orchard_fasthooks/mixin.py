@@ -191,7 +191,8 @@ class PipelineHooks(ClassInitFromConfigMixin):
     ) -> RemoveableHandle[Callable[[], None]]:
         """Registers all hooks of another PipelineHooks, channel by channel.
 
-        If an error is raised, nothing has been registered.
+        A channel of `hooks` that does not exist here is skipped if it is
+        empty. If an error is raised, nothing has been registered.
 
         Args:
             hooks (PipelineHooks): The hooks to register, which may be
@@ -202,22 +203,31 @@ class PipelineHooks(ClassInitFromConfigMixin):
                 leaving it as a context manager unregisters all of them.
 
         Raises:
-            KeyError: `hooks` has a channel that does not exist here.
+            KeyError: `hooks` has hooks in a channel that does not exist here.
             TypeError: `hooks` is not a PipelineHooks, or one of its channels
                 contains an object that is not a hook.
             ValueError: Two channels under the same key have different names.
         """
         if isinstance(hooks, type) or not hasattr(hooks, "hooks"):
-            raise TypeError(f"Expected PipelineHooks, but got {type(hooks)}")
-        pairs = [
-            (find_channel(self, name), theirs)
-            for name, theirs in hooks.hooks.items()
-        ]
+            found = str(type(hooks))
+            if _is_pipeline_hooks(hooks):
+                found += ", whose __init__ has to call super().__init__()"
+            raise TypeError(f"Expected PipelineHooks, but got {found}")
+        pairs = []
+        for name, other in hooks.hooks.items():
+            try:
+                channel = find_channel(self, name)
+            except KeyError:
+                # RoboOrchardLab 0.5 creates one channel more than 0.4.
+                if not len(other):
+                    continue
+                raise
+            pairs.append((channel, other))
         # Everything is checked before anything is registered.
-        for mine, theirs in pairs:
-            check_merge(mine, theirs)
+        for channel, other in pairs:
+            check_merge(channel, other)
         handles = [
-            mine.register_hook_channel(theirs) for mine, theirs in pairs
+            channel.register_hook_channel(other) for channel, other in pairs
         ]
 
         def unregister() -> None:
@@ -251,13 +261,15 @@ class PipelineHooks(ClassInitFromConfigMixin):
         Args:
             hooks (PipelineHooks | PipelineHooksConfig | Iterable | None):
                 Hooks, a config of hooks, or an iterable of hooks and configs,
-                which may be RoboOrchardLab's. None gives hooks without any
-                callback.
+                which may be RoboOrchardLab's. None gives a PipelineHooks
+                without hooks.
 
         Returns:
             PipelineHooks: The new hooks, an instance of this class.
 
         Raises:
+            KeyError: An object has hooks in a channel that does not exist in
+                this class.
             TypeError: An object is neither a PipelineHooks nor a
                 PipelineHooksConfig.
         """

@@ -17,7 +17,9 @@ __all__ = ["OptimizerHook", "OptimizerHookConfig"]
 class OptimizerHook(PipelineHooks):
     """Steps the optimizer and the learning rate scheduler after each step.
 
-    It does nothing when the step failed, since its gradients are incomplete.
+    It does nothing when the step failed, since its gradients are incomplete,
+    nor with the trainer of RoboOrchardLab 0.5, which steps the optimizer
+    itself.
 
     Args:
         cfg (OptimizerHookConfig | None): Holds no settings.
@@ -45,7 +47,7 @@ class OptimizerHook(PipelineHooks):
         self._stepped = None
         if getattr(hook_args, "exception", None) is not None:
             return
-        # The trainer of RoboOrchardLab 0.5 steps the optimizer by itself.
+        # The trainer of RoboOrchardLab 0.5 steps the optimizer itself.
         if hasattr(hook_args, "is_optimizer_step_committed"):
             return
         optimizer = hook_args.optimizer
@@ -67,6 +69,6 @@ class OptimizerHook(PipelineHooks):
 
 
 class OptimizerHookConfig(PipelineHooksConfig[OptimizerHook]):
-    """The config of an OptimizerHook; calling it makes one."""
+    """The config of an OptimizerHook; calling it creates the hook."""
 
     class_type: ClassType[OptimizerHook] = OptimizerHook

@@ -63,9 +63,9 @@ class HookProfiler:
     step; a hook with a new name in each step adds a row in each step.
 
     Hooks may run in several threads: their times add up. `to_dict`, `table`,
-    `reset`, `start` and `stop` may be called from any thread meanwhile. What
-    is read then holds callbacks of scopes that have not been left, so that
-    their share of the scopes' time may be too high.
+    `reset`, `start` and `stop` may be called from any thread while hooks run.
+    The result then includes callbacks of scopes that have not been left, so
+    that their share of the scopes' time may be too high.
 
     Args:
         hooks (PipelineHooks): The hooks, of this package or, after
@@ -78,9 +78,9 @@ class HookProfiler:
             one between two CUDA events: it includes gaps in which the device
             waited for the host to launch more. Nothing waits for the events
             until the times are read. Work that is captured into a CUDA graph
-            is not timed. If another thread captures a graph meanwhile, it has
-            to do so with `capture_error_mode="thread_local"`, because CUDA
-            otherwise forbids to query events.
+            is not timed. If another thread captures a graph during profiling,
+            it has to do so with `capture_error_mode="thread_local"`, because
+            CUDA otherwise forbids querying events.
         warn_above (float | None): Warns once of each hook that takes more than
             this share, between 0 and 1, of the time of its channel's scopes.
         window (int): The number of scopes over which that share is taken.
@@ -173,7 +173,7 @@ class HookProfiler:
             self.stop()
 
     def reset(self) -> None:
-        """Forgets all times."""
+        """Discards all times."""
         for rows in list(self._channels.values()):
             rows.clear()
 

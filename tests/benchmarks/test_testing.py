@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.loops import fifty, ten, thirty
+from helpers.loops import failing, fifty, ten, thirty
 from robo_orchard_fasthooks.testing import Counting, count
 
 
@@ -15,6 +15,11 @@ def test_counts_follow_the_work():
 def test_what_fails_is_told():
     with pytest.raises(RuntimeError, match="not today"):
         Counting(["-c", "raise ValueError('not today')"]).results()
+
+
+def test_what_fails_in_the_counted_work_is_told():
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: not today"):
+        count(failing)
 
 
 def test_without_valgrind_it_says_what_to_install(monkeypatch):

@@ -21,3 +21,10 @@ def thirty():
 
 def fifty():
     return loop(50)
+
+
+def failing():
+    def run(n):
+        raise ZeroDivisionError("not today")
+
+    return run

@@ -284,11 +284,25 @@ class TestMerging:
         with pytest.raises(TypeError, match="^Expected PipelineHooks, but"):
             ours.PipelineHooks().register_pipeline_hooks(given)
 
+    def test_says_what_hooks_without_channels_lack(self, ours):
+        class Mine(ours.PipelineHooks):
+            def __init__(self):
+                pass
+
+        hooks = ours.PipelineHooks()
+        for merge in (
+            hooks.register_pipeline_hooks,
+            ours.PipelineHooks.from_hooks,
+        ):
+            with pytest.raises(TypeError, match="Mine'>, whose __init__ has"):
+                merge(Mine())
+
     def test_that_fails_adds_nothing(self, ours, hook):
         hooks = ours.PipelineHooks()
         other = ours.PipelineHooks()
         other.register_hook("on_loop", hook("a"))
         other.hooks["on_save"] = ours.HookContextChannel("on_save")
+        other.hooks["on_save"].register(hook("b"))
         with pytest.raises(KeyError, match="no channel 'on_save'"):
             hooks += other
         other.hooks = {

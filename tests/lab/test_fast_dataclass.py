@@ -5,6 +5,7 @@ The oracle is the same class, before it is enabled.
 
 import dataclasses
 import functools
+import gc
 import pickle
 import sys
 from contextlib import contextmanager
@@ -615,3 +616,31 @@ def test_nothing_of_a_call_is_kept():
         made.copy_with_updates(batch=value)
         del made
         assert sys.getrefcount(value) == count
+
+
+def test_a_call_during_a_garbage_collection_within_a_call():
+    # CPython before 3.12 collects garbage where it allocates an object.
+    class Garbage:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            ByHand(accelerator=0, exception=0)
+
+    threshold = gc.get_threshold()
+    gc.disable()
+    try:
+        with enabled(ByHand):
+            ByHand(exception=None, accelerator=None)
+            Garbage()
+            # Takes the dictionaries that CPython would use again, so that the
+            # copy of the defaults is the allocation that collects.
+            used_up = [{} for _ in range(200)]
+            gc.set_threshold(1)
+            gc.enable()
+            made = ByHand(exception=None, accelerator=None)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.enable()
+    assert (made.exception, made.accelerator) == (None, None)
+    assert len(used_up) == 200

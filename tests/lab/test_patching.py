@@ -315,7 +315,7 @@ class Kinds:
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("NoDataclass", "it has no fields of its own, or a metaclass"),
+        ("NoDataclass", "it is not itself a dataclass, or it has a metaclass"),
         ("PostInit", "it has a __post_init__"),
         ("OwnInit", "its __init__ does not set a to its argument"),
         ("New", "it has a __new__"),
@@ -325,9 +325,9 @@ class Kinds:
         ("NoInit", "its __init__ does not set a to its argument"),
         ("Slots", "its a is not a plain field"),
         ("Property", "its a is not a plain field"),
-        ("Metaclass", "it has no fields of its own, or a metaclass"),
+        ("Metaclass", "it is not itself a dataclass, or it has a metaclass"),
         ("InitVar", "it has a __post_init__"),
-        ("Inherits", "it has no fields of its own, or a metaclass"),
+        ("Inherits", "it is not itself a dataclass, or it has a metaclass"),
     ],
 )
 def test_what_is_no_plain_dataclass(kind, reason):
@@ -432,10 +432,10 @@ class TestSeam:
         original = vars(owner)[path[-1]]
         with ExitStack() as undo:
             replaced = patch.replace(undo)
-            assert replaced.stands
+            assert replaced.is_active
             assert vars(owner)[path[-1]] == (owner, original)
             setattr(owner, path[-1], 1)
-            assert not replaced.stands
+            assert not replaced.is_active
             setattr(owner, path[-1], replaced.replacement)
         assert vars(owner)[path[-1]] is original
 

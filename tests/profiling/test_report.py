@@ -218,7 +218,7 @@ class TestRanks:
 
     def test_one_rank_alone_is_told_which_did_not_come(self, found):
         alone = found[0]["alone"]
-        assert "within 0.5 s rank 1 did not" in alone["error"]
+        assert "within 0.5 s these ranks did not: 1" in alone["error"]
         assert 0.4 < alone["after"] < 5
 
     def test_after_one_rank_was_alone(self, found):

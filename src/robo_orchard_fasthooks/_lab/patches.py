@@ -78,8 +78,8 @@ def _compiled_channels(owner: Any, original: Any) -> Any:
         original(self, *args, **kwargs)
         if isinstance(self.hooks, dict):
             for name, channel in self.hooks.items():
-                # A channel with hooks has handed out handles, which would
-                # lose their hooks if it was exchanged.
+                # A channel with hooks has returned handles, which could not
+                # unregister them from the channel that replaces it.
                 if type(channel) is HookContextChannel and not len(channel):
                     self.hooks[name] = _dispatch.in_place(
                         vars(channel), publishes_exception
@@ -100,7 +100,7 @@ def _quick_copy(cls: Any, original: Any) -> Any:
 
 
 class _Construction(Patch):
-    """Calls of a class: its `__init__` stays, and is not run."""
+    """Accelerates calls of a class, whose `__init__` stays but is not run."""
 
     def replace(self, undo: ExitStack) -> AppliedPatch:
         replaced = super().replace(undo)

@@ -18,7 +18,7 @@ class PatchError(Exception):
 
 
 def check_home(function: Any, module: str) -> None:
-    """Checks that a function was defined in a package, and is no patch.
+    """Checks that a function was defined in a package and is not a patch.
 
     Args:
         function (Callable): The function.
@@ -28,7 +28,7 @@ def check_home(function: Any, module: str) -> None:
         PatchError: It was defined in another package.
     """
     if getattr(function, "__globals__", None) is vars(contextlib):
-        # @contextmanager wraps the function in one of contextlib's own.
+        # @contextmanager wraps the function in a function of contextlib.
         function = inspect.getclosurevars(function).nonlocals.get("func")
     home = getattr(function, "__globals__", {}).get("__name__", "")
     if home.split(".")[0] != module.split(".")[0]:
@@ -44,7 +44,7 @@ class AppliedPatch(NamedTuple):
     replacement: Any
 
     @property
-    def stands(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the replacement is still in place."""
         return vars(self.owner).get(self.attribute) is self.replacement
 
@@ -132,7 +132,7 @@ class Patch:
         return owner, attribute, original
 
     def _put_back(self, replaced: AppliedPatch) -> None:
-        if replaced.stands:
+        if replaced.is_active:
             setattr(replaced.owner, replaced.attribute, replaced.original)
         else:
             warnings.warn(

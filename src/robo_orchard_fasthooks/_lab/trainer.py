@@ -1,7 +1,7 @@
 """This package's clipping in the HookBasedTrainer of RoboOrchardLab 0.5.
 
-That trainer clips by itself, with the config that it finds by RoboOrchardLab's
-own classes and with the four settings that these have.
+That trainer does the clipping itself. It finds the config by RoboOrchardLab's
+own classes, and applies the four settings that these have.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["clip_with_all_settings", "recognize_clipping"]
 
 
 def recognize_clipping(module: Any, original: Any) -> Any:
-    """Makes the function that takes the clipping out of a trainer's hooks.
+    """Makes the function that separates the clipping from a trainer's hooks.
 
-    In its call, each hook or config of this package that clips is represented
-    by one of RoboOrchardLab's. So the same rules hold for both: a config
-    becomes the trainer's own, two are refused, and so is a hook under
-    DeepSpeed, which would not clip.
+    The original is called with a hook or config of RoboOrchardLab in place of
+    each clipping hook or config of this package. So the same rules hold for
+    both: the trainer clips by a config, and two configs are an error, as is a
+    hook under DeepSpeed, where it would not clip.
 
     Args:
         module (ModuleType): The trainer's module.
@@ -34,13 +34,14 @@ def recognize_clipping(module: Any, original: Any) -> Any:
 
     Returns:
         Callable: The replacement. It also raises ValueError if a config of
-            this package asks for an error that DeepSpeed does not give.
+            this package sets `error_if_nonfinite`, which DeepSpeed does not
+            support.
 
     Raises:
-        PatchError: The trainer lists its hooks in another way.
+        PatchError: The module has no function `_normalize_hook_inputs`.
     """
     if not hasattr(module, "_normalize_hook_inputs"):
-        raise PatchError("it does not list hooks by _normalize_hook_inputs")
+        raise PatchError("its module has no _normalize_hook_inputs")
 
     @wraps(original)
     def _split_gradient_clipping_config(
@@ -88,7 +89,7 @@ def recognize_clipping(module: Any, original: Any) -> Any:
 def clip_with_all_settings(cls: Any, original: Any) -> Any:
     """Makes the trainer's method that clips.
 
-    With a config of this package it also heeds `error_if_nonfinite` and
+    With a config of this package it also applies `error_if_nonfinite` and
     `foreach`, which RoboOrchardLab's configs do not have.
 
     Args:

@@ -37,24 +37,24 @@ class Markers:
             self._thread.entered.append(stack.pop_all())
 
     def close(self) -> None:
-        """Exits those that this thread entered last."""
+        """Exits the context managers that this thread entered last."""
         self._thread.entered.pop().close()
 
 
 class _Thread(threading.local):
-    # Of each thread, because several may run the same callback at once. More
-    # than one in a thread where a callback runs itself.
+    # One list for each thread, because several threads may run the same
+    # callback at once. It has several entries where a callback runs itself.
     def __init__(self) -> None:
         self.entered: list[ExitStack] = []
 
 
 @contextmanager
 def nvtx_range(name: str) -> Iterator[None]:
-    """A range of NVTX.
+    """Marks the body as an NVTX range.
 
     Args:
-        name (str): Its name. `torch.cuda.nvtx.range` would format it, and
-            raise for one with braces.
+        name (str): The name of the range. `torch.cuda.nvtx.range` would pass
+            it to `str.format`, which raises for a name with braces.
     """
     nvtx: Any = torch.cuda.nvtx
     nvtx.range_push(name)
@@ -80,7 +80,7 @@ class DeviceTimer:
 
     @contextmanager
     def measure(self) -> Iterator[None]:
-        """Times what its body launches in the stream that is current."""
+        """Times what its body launches in the current stream."""
         if torch.cuda.is_current_stream_capturing():
             yield  # The work runs when the graph is replayed.
             return
@@ -125,7 +125,7 @@ class DeviceTimer:
             self._free.setdefault(device, []).extend((start, end))
 
     def clear(self) -> None:
-        """Forgets all times, those that are not known yet among them."""
+        """Discards all times, including those that are not known yet."""
         self._pending.clear()
         self.stats.clear()
 

@@ -131,8 +131,9 @@ def gather(
         if not missing:
             raise
         raise RuntimeError(
-            "every rank has to call table(reduce=accelerator): within "
-            f"{timeout:g} s rank {', '.join(map(str, missing))} did not"
+            "every rank has to call table(reduce=accelerator), but within "
+            f"{timeout:g} s these ranks did not: "
+            f"{', '.join(map(str, missing))}"
         ) from error
     found = [json.loads(store.get(key)) for key in keys]
     # Every rank has made this call, so every rank has read the last one's.
@@ -203,7 +204,8 @@ def _hooks(profile: Profile) -> list[tuple[str, CallbackTimes]]:
 
 
 def _device_time(row: CallbackTimes) -> str:
-    # None of a callback that was given late, or only ran while captured.
+    # A callback that was added after its row was made, or that only ran during
+    # a capture, has no times on the device.
     if "device" not in row or not row["device"]["count"]:
         return "-"
     return _time(row["device"]["mean"])

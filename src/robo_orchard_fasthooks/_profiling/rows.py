@@ -90,19 +90,19 @@ class _Row:
     hook: str
     phase: Phase
     where: str | None
-    """None where the hook has no such callback."""
+    """The place of the callback, None if the hook has none."""
     stats: Stats
     device: DeviceTimer | None = None
     sum_at_last_window: int = 0
 
 
 class ChannelRows:
-    """What a HookProfiler keeps of one channel.
+    """The times that a HookProfiler keeps of one channel.
 
-    Scopes may run in several threads, and the profile may be read or reset in
-    another one meanwhile. Stats change as a whole, since they are compiled and
-    hold the interpreter's lock. The rest changes under a lock, which is never
-    held while a user's code is called: that code may wait for another thread.
+    Scopes may run in several threads while another one reads or resets the
+    profile. A change of Stats is atomic, since compiled code makes it without
+    releasing the interpreter's lock. The rest changes under a lock, which is
+    never held while user code is called, since that may wait for a thread.
 
     Args:
         name (str): The name of the channel.
@@ -130,7 +130,7 @@ class ChannelRows:
         )
 
     def clear(self) -> None:
-        """Forgets all times."""
+        """Discards all times."""
         with self._lock:
             self.recorder.scopes.clear()
             self.recorder.bodies.clear()
@@ -155,8 +155,8 @@ class ChannelRows:
             for row in self._all_rows()
             if row.where is not None and row.stats.count
         ]
-        # Scopes last: those that other threads leave meanwhile count, as the
-        # callbacks in them may have counted.
+        # Scopes are read last, so that they include those that other threads
+        # have just left, whose callbacks may be in the rows.
         scopes = _times(self.recorder.scopes)
         whole = scopes["sum"]
         hooks = []
@@ -179,7 +179,7 @@ class ChannelRows:
         }
 
     def _find_late_callbacks(self) -> None:
-        # Of hooks that were given a callback after their rows were made.
+        # A hook may have been given a callback after its rows were made.
         current = self.recorder.current
         if current is None:
             return
@@ -198,8 +198,8 @@ class ChannelRows:
     def _stats_of(
         self, hooks: tuple[Any, ...], phase: Phase
     ) -> tuple[Stats, ...]:
-        # By what they are, not by identity: hooks that come and go with each
-        # step are one row.
+        # Rows are found by name and callback, not by identity, so that hooks
+        # that are registered anew in each step share a row.
         seen: Counter[tuple[str, str | None]] = Counter()
         keys = []
         for hook in hooks:
@@ -274,7 +274,7 @@ def _describe(hook: Any, phase: Phase) -> tuple[str, str | None]:
         function = callback_of(hook, phase)
         place = None if function is None else where(function)
         name = label(hook)
-        if name.startswith("HookContextFromCallable"):  # A mere function.
+        if name.startswith("HookContextFromCallable"):  # A plain function.
             named = isinstance(hook.name, str) and hook.name
             name = named or (place or name).partition(" (")[0]
         return name, place
