@@ -357,7 +357,12 @@ def begin(self, channel, arg):
     if (
         (
             type(registered) is HookContextChannel
-            or type(registered) is LabChannel
+            or (
+                type(registered) is LabChannel
+                and PyDict_GetItemWithError(
+                    <object>TYPE_NAMESPACE(LabChannel), "begin"
+                ) == NULL
+            )
         )
         and not (<Registrations>registered)._patched
         and PyDict_GetItemWithError(
@@ -539,6 +544,9 @@ cdef class Scope:
             _run(self, "after", "_after", _original_after)
         except BaseException as failure:
             _explain(self, "after", failure)
+            # A traceback may keep this scope, which `running_phases` would
+            # take for one that runs.
+            self.hooks = None
             raise
         return 0
 

@@ -16,6 +16,7 @@ from accelerate.utils import DistributedType
 import robo_orchard_fasthooks as ours
 import upstream
 from robo_orchard_fasthooks import HookContext, HookProfiler
+from robo_orchard_fasthooks._dispatch import running_phases
 
 pytestmark = pytest.mark.contract("F8")
 
@@ -450,3 +451,17 @@ def test_nothing_is_kept_alive(accelerator):
     del hooks, right, args
     gc.collect()
     assert [each() for each in refs] == [None] * len(refs)
+
+
+def test_a_scope_that_failed_is_not_running():
+    """Its exception may keep it, and with it the place of a hook."""
+
+    def fail(args):
+        raise ZeroDivisionError
+
+    hooks, args = ours.PipelineHooks(), ours.PipelineHookArgs(None)
+    hooks.register_hook("on_step", HookContext.from_callable(after=fail))
+    scope = hooks.begin("on_step", args)
+    with pytest.raises(ZeroDivisionError), scope:
+        pass
+    assert running_phases(args) == []

@@ -310,3 +310,14 @@ class TestMixing:
         for given_ in ([OURS[0], OURS[2]], [OURS[1], THEIRS[2]]):
             hooks = PipelineHooks.from_hooks(given_)
             assert train(hooks) == pytest.approx([-0.6, -0.8])
+
+
+@pytest.mark.contract("K7")
+def test_begin_patched_into_the_class_of_a_channel(installed):
+    hooks = PipelineHooks()
+    channel = type(hooks.hooks["on_step"])
+    with mock.patch.object(channel, "begin") as begin:
+        hooks.begin("on_step", 1)
+    begin.assert_called_once_with(1)
+    with hooks.begin("on_step", 1) as arg:
+        assert arg == 1
