@@ -1,12 +1,14 @@
 """Measures this package beside others, and writes the figures of the pages.
 
     python benchmarks/report.py [--rounds N] [--lab-python PYTHON]
+    python benchmarks/report.py [--rounds N] --only-hooks FOLDER
 
 Prints a table, and writes report/results.json, the picture, and the tables of
 README.md and docs (`figures.py`). Hooks and models are measured on one core.
 Peers that are not installed are left out, and named. The end-to-end figures
-need a Python that has the whole of RoboOrchardLab 0.4.0; without one, those
-that were measured before are kept.
+need a Python that has this package and the whole of RoboOrchardLab 0.4.0;
+without one, those that were measured before are kept. With --only-hooks, hooks
+and models are measured, and FOLDER gets results and picture.
 """
 
 from __future__ import annotations
@@ -75,14 +77,8 @@ def measured_by(command: list[str]) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
 
 
-def main() -> None:
-    """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=51)
-    parser.add_argument("--lab-python", metavar="PYTHON")
-    options = parser.parse_args()
-    if options.rounds < 1:
-        parser.error(f"--rounds: less than 1: {options.rounds}")
+def measured_elsewhere(options: argparse.Namespace) -> dict[str, Any]:
+    """What other benchmarks measure, beside what they measured before."""
     results = {}
     if figures.RESULTS.exists():
         results = json.loads(figures.RESULTS.read_text(encoding="utf-8"))
@@ -98,6 +94,20 @@ def main() -> None:
         results["end_to_end"] = measured_by(
             [options.lab_python, "end_to_end.py"]
         )
+    return results
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=51)
+    parser.add_argument("--lab-python", metavar="PYTHON")
+    parser.add_argument("--only-hooks", type=Path, metavar="FOLDER")
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error(f"--rounds: less than 1: {options.rounds}")
+    folder = options.only_hooks
+    results = {} if folder else measured_elsewhere(options)
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -110,13 +120,14 @@ def main() -> None:
         name: " ".join(inspect.getdoc(make).split())
         for name, make in notes.items()
     }
-    figures.RESULTS.write_text(
-        json.dumps(results, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
+    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    file = folder / figures.RESULTS.name if folder else figures.RESULTS
+    file.write_text(text, encoding="utf-8")
     print(figures.everyone(results), end="")
-    picture.draw(rows, results["machine"], PICTURE)
-    for page in figures.pages():
+    picture.draw(
+        rows, results["machine"], folder / PICTURE.name if folder else PICTURE
+    )
+    for page in () if folder else figures.pages():
         text = page.read_text(encoding="utf-8")
         page.write_text(figures.filled(text, results), encoding="utf-8")
 
