@@ -170,14 +170,15 @@ def hook_of_config(
 
 def gradients(case: Case, device: str = "cpu") -> list[torch.nn.Parameter]:
     """Parameters with gradients, the same ones on each call."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     params = []
     for index, shape in enumerate(case.shapes):
         dtype = case.dtypes[index % len(case.dtypes)]
         # Without memory of its own: only gradients are clipped.
         value = torch.zeros((), dtype=dtype, device=device).expand(shape)
         param = torch.nn.Parameter(value)
-        param.grad = torch.randn(shape, generator=generator).to(param)
+        drawn = torch.randn(shape, generator=generator, device=device)
+        param.grad = drawn.to(param)
         params.append(param)
     return params
 

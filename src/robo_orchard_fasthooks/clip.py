@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from robo_orchard_fasthooks._clipping import torch_functions
 from robo_orchard_fasthooks._clipping.algorithm import (
@@ -81,7 +82,7 @@ def clip_grad_norm_(
         RuntimeError: The norm is not finite and `error_if_nonfinite` is set.
             No gradient has changed.
     """
-    if torch.compiler.is_compiling():  # What is kept cannot be traced.
+    if _is_traced():
         return torch.nn.utils.clip_grad_norm_(
             parameters, max_norm, norm_type, error_if_nonfinite, foreach
         )
@@ -130,7 +131,7 @@ def get_total_norm(
             product.
         RuntimeError: The norm is not finite and `error_if_nonfinite` is set.
     """
-    if torch.compiler.is_compiling():
+    if _is_traced():
         return torch_functions.get_total_norm(
             tensors, norm_type, error_if_nonfinite, foreach
         )
@@ -166,7 +167,7 @@ def clip_grads_with_norm_(
         NotImplementedError: A gradient is a DTensor that holds parts of a
             product, or its elements share memory. No gradient has changed.
     """
-    if torch.compiler.is_compiling():
+    if _is_traced():
         torch_functions.clip_grads_with_norm_(
             parameters, max_norm, total_norm, foreach
         )
@@ -200,11 +201,19 @@ def clip_grad_value_(
             share memory, or it is a DTensor that holds parts of a product. No
             gradient has changed.
     """
-    if torch.compiler.is_compiling():
+    if _is_traced():
         torch.nn.utils.clip_grad_value_(parameters, clip_value, foreach)
         return
     params = _listed(parameters)
     clip_by_value(_gradients(params), params, clip_value, foreach)
+
+
+def _is_traced() -> bool:
+    """Whether torch.compile, torch.export or make_fx records operations.
+
+    They cannot record what is kept between calls, nor numbers that are read.
+    """
+    return torch.compiler.is_compiling() or get_proxy_mode() is not None
 
 
 def _listed(tensors: _Tensors) -> list[Tensor]:

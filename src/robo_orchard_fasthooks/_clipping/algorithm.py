@@ -10,6 +10,7 @@ from torch import Tensor
 from robo_orchard_fasthooks._clipping.gradients import (
     GradientNorm,
     Gradients,
+    are_plain,
     replicated,
 )
 from robo_orchard_fasthooks._clipping.kinds import kind_of
@@ -103,10 +104,9 @@ def scale_to_norm_(
     coefficient = torch.clamp(max_norm / (norm.total_norm + 1e-6), max=1.0)
     # Multiplying by 1 reads and writes every gradient for nothing, but for
     # signs of complex zeros; on CUDA, to look at it is to wait for the device.
-    nothing = (
+    scaled = bool(norm.local) and not (
         coefficient.is_cpu and coefficient.item() >= 1 and not norm.has_complex
     )
-    scaled = bool(norm.local) and not nothing
     if norm.left_to_torch or (
         scaled and not norm.contiguous and not _contiguous(norm.local)
     ):
@@ -151,7 +151,7 @@ def clip_by_value(
     if type(gradients) is LocalGradients and (
         foreach is False
         or (foreach and not DEVICES >= {grad.device.type for grad in grads})
-        or not set(map(type, grads)) <= {Tensor}
+        or (grads and not are_plain(grads))
     ):
         kind = kind_of(grads)
         if kind is LocalGradients:

@@ -12,10 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 from typing_extensions import override
 
-from robo_orchard_fasthooks._clipping.gradients import GradientNorm, Gradients
+from robo_orchard_fasthooks._clipping.gradients import (
+    GradientNorm,
+    Gradients,
+    are_plain,
+    on_device,
+)
 
 __all__ = ["DEVICES", "LocalGradients", "torch_order"]
 
@@ -68,14 +74,14 @@ class LocalGradients(Gradients):
         """Computes the norm of tensors, as `total_norm` does of gradients."""
         if not tensors:
             return GradientNorm(torch.tensor(0.0), tensors)
-        norms = None if foreach is False else self.norms(tensors, norm_type)
-        plan = self._plan
-        if norms is None or plan is None:
+        found = None if foreach is False else self._normed(tensors, norm_type)
+        if found is None:
             return None
+        norms, plan = found
         return GradientNorm(
             torch.linalg.vector_norm(norms, norm_type),
             tensors,
-            plan.one_dtype,
+            plan.groups(tensors),
             plan.has_complex,
             plan.stacks_all,
         )
@@ -102,7 +108,7 @@ class LocalGradients(Gradients):
             return GradientNorm(total_norm, grads)
         if (
             foreach is False
-            or set(map(type, grads)) != {Tensor}
+            or not are_plain(grads)
             or not _on_one_device(grads)
         ):
             return None
@@ -110,7 +116,7 @@ class LocalGradients(Gradients):
         return GradientNorm(
             total_norm,
             grads,
-            len(dtypes) == 1,
+            [grads] if len(dtypes) == 1 else (),
             any(dtype.is_complex for dtype in dtypes),
         )
 
@@ -126,18 +132,30 @@ class LocalGradients(Gradients):
                 norms, of their promoted dtype; None if the gradients are not
                 plain and dense and on one CPU or CUDA device.
         """
-        if set(map(type, grads)) != {Tensor}:
+        found = self._normed(grads, norm_type)
+        return found[0] if found else None
+
+    def _normed(
+        self, grads: list[Tensor], norm_type: float
+    ) -> tuple[Tensor, _Plan] | None:
+        """Computes `norms`, and tells by which plan."""
+        if not are_plain(grads):
             return None
-        if self._plan is not None:
+        # A plan may hold a tensor, which is fake if the gradients are.
+        fake = type(grads[0]) is FakeTensor
+        if self._plan is not None and not fake:
             # Gradients of other shapes do not stack, sparse ones do not norm.
             with suppress(RuntimeError):
                 norms = self._plan(grads, norm_type)
                 if norms is not None:
-                    return norms
+                    return norms, self._plan
         if not _on_one_device(grads):
             return None
-        self._plan = _Plan(grads)
-        return self._plan(grads, norm_type)
+        plan = _Plan(grads)
+        if not fake:
+            self._plan = plan
+        norms = plan(grads, norm_type)
+        return None if norms is None else (norms, plan)
 
 
 def _on_one_device(grads: list[Tensor]) -> bool:
@@ -152,9 +170,9 @@ class _Plan:
     def __init__(self, grads: list[Tensor]):
         self._dtypes = [grad.dtype for grad in grads]
         dtypes = set(self._dtypes)
-        self.one_dtype = len(dtypes) == 1
         self.has_complex = any(dtype.is_complex for dtype in dtypes)
         self._device = grads[0].device
+        self._one_group = len(dtypes) == 1 or self._device.type == "cpu"
         stacks = _stacks(grads) if self._device.type == "cpu" else []
         stacked = set(chain(*stacks))
         rests: defaultdict[torch.dtype, list[int]] = defaultdict(list)
@@ -183,12 +201,26 @@ class _Plan:
             if stack.numel() >= _GRAIN_SIZE:
                 return None
             parts.append(torch.linalg.vector_norm(stack, norm_type, dim=1))
+        norms: list[Tensor] = []
         for take in self._rests:
-            parts.append(_vector(torch._foreach_norm(take(grads), norm_type)))
-        norms = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if norms.device != self._device:
+            found = torch._foreach_norm(take(grads), norm_type)
+            # Those of complex and of real gradients may have one dtype.
+            if norms and norms[0].dtype != found[0].dtype:
+                parts += _vectors(norms)
+                norms = []
+            norms += found
+        if norms:
+            parts += _vectors(norms)
+        vector = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if vector.device != self._device:
             return None
-        return norms if self._order is None else norms[self._order]
+        return vector if self._order is None else vector[self._order]
+
+    def groups(self, grads: list[Tensor]) -> list[Any]:
+        """The gradients as GradientNorm.groups has them."""
+        if self._one_group:
+            return [grads]
+        return [take(grads) for take in self._rests]
 
 
 def _stacks(grads: list[Tensor]) -> list[list[int]]:
@@ -245,14 +277,17 @@ def _in_order(
     index = [place[index] for index in order]
     if index == sorted(index):
         return None
-    return torch.tensor(index, device=device)
+    return on_device(index, device)
 
 
-def _vector(norms: _Tensors) -> Tensor:
-    """Puts 0-dim norms of one dtype and device into one vector."""
+def _vectors(norms: _Tensors) -> list[Tensor]:
+    """Puts 0-dim norms of one dtype and device into one vector or two."""
     first = norms[0]
     if not first.is_cpu:
-        return torch.stack(norms)
+        # To concatenate two with others takes no more launches.
+        if len(norms) < 3:
+            return [norm.view(1) for norm in norms]
+        return [torch.stack(norms)]
     # 165 ns a norm, where torch.stack takes 245 for 0-dim tensors.
     numbers = array("d", map(Tensor.item, norms))
-    return torch.frombuffer(numbers, dtype=torch.float64).to(first.dtype)
+    return [torch.frombuffer(numbers, dtype=torch.float64).to(first.dtype)]

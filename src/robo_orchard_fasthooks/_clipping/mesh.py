@@ -13,6 +13,10 @@ from torch import Tensor
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
+from robo_orchard_fasthooks._clipping.gradients import (
+    are_plain,
+    on_device,
+)
 from robo_orchard_fasthooks._clipping.local import (
     DEVICES,
     LocalGradients,
@@ -63,7 +67,8 @@ class MeshGradients:
         )
         # The dimension and the size of each reduction, and which gradients
         # every rank has as a whole, Partial ones once they are reduced.
-        self._reductions: list[tuple[int, int, Tensor | None]] = []
+        self._reductions: list[tuple[int, int, _Mask | None]] = []
+        self._present = _Mask()
         for dim in range(mesh.ndim if self._supported else 0):
             whole = [
                 isinstance(placements[dim], Replicate)
@@ -71,10 +76,8 @@ class MeshGradients:
                 for placements in (kinds[index][0] for index in self._order)
             ]
             if mesh.size(dim) > 1 and not all(whole):
-                mask = torch.tensor(whole, device=kinds[0][2])
-                self._reductions.append(
-                    (dim, mesh.size(dim), mask if any(whole) else None)
-                )
+                mask = _Mask(whole) if any(whole) else None
+                self._reductions.append((dim, mesh.size(dim), mask))
 
     @property
     def mesh(self) -> Any:
@@ -83,7 +86,9 @@ class MeshGradients:
 
     def supports(self, shards: list[Tensor | None]) -> bool:
         """Whether `norm` and scaling shard by shard are right for these."""
-        return self._supported and LOCAL_TYPES.issuperset(map(type, shards))
+        if not self._supported or LOCAL_TYPES.issuperset(map(type, shards)):
+            return self._supported
+        return are_plain([shard for shard in shards if shard is not None])
 
     def norm(
         self, shards: list[Tensor | None], norm_type: float
@@ -113,26 +118,44 @@ class MeshGradients:
         # How many ranks have each of them.
         present = torch.ones_like(norms)
         if not all_here:
-            present = norms.new_tensor(
-                [shards[index] is not None for index in self._order]
-            )
+            here = [shards[index] is not None for index in self._order]
+            present = self._present.of(norms, here).to(norms)
         for _, size, whole in self._reductions:
             if whole is not None and not isinf(norm_type):
                 # Each rank brings its part of those that all have, as torch's
                 # _NormPartial does.
                 parts = size if norm_type == 0 else size ** (1 / norm_type)
-                norms = torch.where(whole, norms / parts, norms)
+                norms = torch.where(whole.of(norms), norms / parts, norms)
         for dim, _, _ in self._reductions:
             group = self.mesh.get_group(dim)
             norms, present = _reduce(norms, present, norm_type, group)
         if not all_here:
             # Without those that no rank has: torch does not sum them, and
             # zeros can change the last bits. On CUDA, this waits.
-            norms = norms[present > 0]
+            norms = norms.masked_select(present > 0)
         if len(norms):
             norm: Tensor = torch.linalg.vector_norm(norms, norm_type)
             return norm
         return None
+
+
+class _Mask:
+    """Which norms are meant, copied to their device once."""
+
+    def __init__(self, values: list[bool] | None = None):
+        self._values = values
+        self._kept: Tensor | None = None
+
+    def of(self, norms: Tensor, values: list[bool] | None = None) -> Tensor:
+        """The mask, a vector of bool; of other values from here on."""
+        if values is not None and values != self._values:
+            self._values, self._kept = values, None
+        if self._kept is not None and type(norms) is Tensor:
+            return self._kept
+        mask = on_device(self._values or [], norms.device)
+        if type(mask) is Tensor:
+            self._kept = mask
+        return mask
 
 
 def _is_supported(placement: Placement) -> bool:

@@ -1,0 +1,205 @@
+"""Measures clipping on this machine's GPU, as tables and as JSON.
+
+    python benchmarks/gpu.py --out FILE
+
+Writes Markdown to FILE and JSON beside it, in less than eight minutes, of
+which the tests that need a GPU take up to four. Without a GPU, it says so and
+exits with 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import clipping
+import gpu_measured as measured
+from robo_orchard_fasthooks import clip
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests"))
+
+from helpers.cuda_trace import (  # noqa: E402
+    CUDA_12,
+    CUDA_13,
+    Recorded,
+    recorded,
+)
+
+TESTS_SECONDS = 240
+NAMES = ("RoboOrchardLab", "this package")
+
+
+@dataclass
+class Row:
+    """What one hook costs for one list of gradients."""
+
+    case: str
+    side: str
+    """Below or above the bound."""
+    who: str
+    host_us: float
+    device_us: float
+    launches: int
+    modelled: int
+    """Launches by the model that the tests have."""
+    syncs: int
+    bytes: int
+    """That are read and written, by that model."""
+    share: float
+    """Of the bandwidth of a copy that was measured in the same run."""
+
+
+def machine() -> dict[str, str]:
+    """The card, its driver, and versions."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv"]
+    try:
+        found = subprocess.run(
+            query, capture_output=True, text=True, timeout=30, check=True
+        )
+        driver = found.stdout.splitlines()[-1].strip()
+    except (OSError, subprocess.SubprocessError, IndexError):
+        driver = "unknown"
+    return {
+        "card": torch.cuda.get_device_name(),
+        "driver": driver,
+        "CUDA": str(torch.version.cuda),
+        "torch": torch.__version__,
+        "accelerate": version("accelerate"),
+        "Python": platform.python_version(),
+        "robo_orchard_fasthooks": version("robo_orchard_fasthooks"),
+    }
+
+
+def modelled(case: clipping.Case, bound: float, who: str) -> Recorded:
+    """What the tests' model has the device do."""
+    # torch does not use foreach kernels for fake tensors of its own accord.
+    module, foreach = (
+        (torch.nn.utils, True) if who == NAMES[0] else (clip, None)
+    )
+    with FakeTensorMode():
+        params = []
+        for index, shape in enumerate(case.shapes):
+            dtype = case.dtypes[index % len(case.dtypes)]
+            value = torch.empty(shape, dtype=dtype, device="cuda")
+            params.append(torch.nn.Parameter(value))
+            params[-1].grad = torch.empty_like(value)
+        with recorded() as found:
+            if case.mode == "norm":
+                module.clip_grad_norm_(params, bound, foreach=foreach)
+            else:
+                module.clip_grad_value_(params, bound, foreach=foreach)
+    return found
+
+
+def measure(bandwidth: float) -> list[Row]:
+    """All cases, below and above their bounds, by both hooks."""
+    limits = CUDA_13 if str(torch.version.cuda) >= "13" else CUDA_12
+    rows = []
+    for case in measured.CASES.values():
+        for side, bound in measured.LIMITS.items():
+            both = measured.sides(case, bound)
+            hosts = measured.medians(both, measured.host_us)
+            devices = measured.medians(both, measured.device_us)
+            for index, each in enumerate(both):
+                model = modelled(case, bound, NAMES[index])
+                rate = model.bytes / (devices[index] / 1e6)
+                rows.append(
+                    Row(
+                        case.title,
+                        side,
+                        NAMES[index],
+                        hosts[index],
+                        devices[index],
+                        measured.launches(each.clip),
+                        model.launches(limits),
+                        measured.syncs(each.clip),
+                        model.bytes,
+                        rate / bandwidth,
+                    )
+                )
+    return rows
+
+
+def tests() -> str:
+    """What pytest says last of the tests that need a GPU."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda"]
+    try:
+        run = subprocess.run(
+            [*command, "tests", "benchmarks", "--benchmark-disable"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=TESTS_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"did not end within {TESTS_SECONDS} s"
+    lines = run.stdout.strip().splitlines() or [run.stderr[-500:]]
+    return "; ".join(
+        line
+        for line in lines
+        if line.startswith("FAILED") or line is lines[-1]
+    )
+
+
+def markdown(
+    about: dict[str, str], bandwidth: float, tested: str, rows: list[Row]
+) -> str:
+    """The tables."""
+    lines = [f"- {name}: {value}" for name, value in about.items()]
+    lines += [
+        f"- copy of 1 GiB: {bandwidth / 1e9:,.0f} GB/s, read and written",
+        f"- tests that need a GPU: {tested}",
+        "",
+        "Medians. Host time is that of the thread that launches kernels; "
+        "device time is between CUDA events, with all the work queued. Bytes, "
+        "and the launches in parentheses, are computed, not measured.",
+        "",
+        "| gradients | norm | hook | host, µs | device, µs | launches | syncs "
+        "| MB | of copy |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row.case} | {row.side} | {row.who} | {row.host_us:,.0f} "
+        f"| {row.device_us:,.0f} | {row.launches:,} ({row.modelled:,}) "
+        f"| {row.syncs} | {row.bytes / 1e6:,.1f} | {row.share:.0%} |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Measures and writes; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    out = parser.parse_args().out
+    if not torch.cuda.is_available():
+        print("gpu.py: no CUDA GPU here, nothing is measured", file=sys.stderr)
+        return 2
+    bandwidth = measured.copy_bandwidth()
+    rows = measure(bandwidth)
+    about, tested = machine(), tests()
+    text = markdown(about, bandwidth, tested, rows)
+    out.write_text(text)
+    data = {
+        "machine": about,
+        "copy_bytes_per_second": bandwidth,
+        "tests": tested,
+        "rows": [asdict(row) for row in rows],
+    }
+    out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The report of measurements on a GPU, where there is none."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gpu
+import gpu_measured
+
+# Invented: nothing of this was measured, on any card.
+ROWS = [
+    gpu.Row(
+        case="10 x 8, float32",
+        side=side,
+        who=who,
+        host_us=1234.4,
+        device_us=56.5,
+        launches=1042,
+        modelled=42,
+        syncs=0,
+        bytes=3_210_000,
+        share=0.256,
+    )
+    for side in ("below", "above")
+    for who in gpu.NAMES
+]
+MACHINE = {"card": "an invented card", "driver": "1.2.3", "torch": "0.0"}
+
+
+def test_tables():
+    text = gpu.markdown(MACHINE, 2.5e12, "12 passed", ROWS)
+    lines = text.splitlines()
+    assert "- card: an invented card" in lines
+    assert "- copy of 1 GiB: 2,500 GB/s, read and written" in lines
+    assert "- tests that need a GPU: 12 passed" in lines
+    table = [line for line in lines if line.startswith("|")]
+    assert table[2] == (
+        "| 10 x 8, float32 | below | RoboOrchardLab | 1,234 | 56 "
+        "| 1,042 (42) | 0 | 3.2 | 26% |"
+    )
+    assert len(table) == 2 + len(ROWS)
+    # Every row has as many cells as the head.
+    assert {line.count("|") for line in table} == {table[0].count("|")}
+
+
+def test_what_is_written(tmp_path, monkeypatch, capsys):
+    """With a GPU that is invented, too."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_measured, "copy_bandwidth", lambda: 2.5e12)
+    monkeypatch.setattr(gpu, "measure", lambda bandwidth: ROWS)
+    monkeypatch.setattr(gpu, "machine", lambda: MACHINE)
+    monkeypatch.setattr(gpu, "tests", lambda: "12 passed")
+    monkeypatch.setattr(
+        sys, "argv", ["gpu.py", "--out", str(tmp_path / "r.md")]
+    )
+    assert gpu.main() == 0
+    text = tmp_path.joinpath("r.md").read_text()
+    assert text == gpu.markdown(MACHINE, 2.5e12, "12 passed", ROWS)
+    assert capsys.readouterr().out == text
+    data = json.loads(tmp_path.joinpath("r.json").read_text())
+    assert data["machine"] == MACHINE
+    assert data["copy_bytes_per_second"] == 2.5e12
+    assert [gpu.Row(**row) for row in data["rows"]] == ROWS
+
+
+@pytest.mark.parametrize("title", gpu_measured.CASES)
+def test_what_is_computed(title):
+    """The model knows every op of every case, of either side."""
+    case = gpu_measured.CASES[title]
+    theirs, ours = (gpu.modelled(case, 1.0, who) for who in gpu.NAMES)
+    assert 0 < ours.launches(gpu.CUDA_12) <= theirs.launches(gpu.CUDA_12)
+    sizes = [torch.Size(shape).numel() for shape in case.shapes]
+    grads = sum(sizes) * case.dtypes[0].itemsize
+    if len(case.dtypes) == 1:
+        # Three passes of a norm, four of a minimum and a maximum.
+        least = grads * (3 if case.mode == "norm" else 4)
+        assert least <= ours.bytes <= 1.3 * least
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a lack of a GPU")
+def test_without_a_gpu(tmp_path):
+    file = Path(gpu.__file__)
+    run = subprocess.run(
+        [sys.executable, file, "--out", tmp_path / "r.md"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 2
+    assert run.stderr == "gpu.py: no CUDA GPU here, nothing is measured\n"
+    assert not list(tmp_path.iterdir())
