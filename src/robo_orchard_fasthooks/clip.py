@@ -61,8 +61,10 @@ def clip_grad_norm_(
         parameters (Tensor | Iterable[Tensor]): The parameters whose gradients
             are clipped: plain tensors or DTensors of any floating or complex
             dtype, of any device meshes and placements. A parameter that is
-            listed twice counts, and is scaled, twice. With DTensors, every
-            rank has to call this with the same parameters.
+            listed twice counts, and is scaled, twice; on CUDA, where the
+            foreach kernels of torch race in that case, its gradient is not
+            defined. With DTensors, every rank has to call this with the same
+            parameters.
         max_norm (float): The largest norm.
         norm_type (float): The p of the p-norm, `inf` included.
         error_if_nonfinite (bool): Whether a norm that is NaN or infinite is

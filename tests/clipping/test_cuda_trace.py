@@ -182,6 +182,18 @@ def test_hook(fake, case, mode, call):
         assert_no_more(of_hook(mode, params, bound), theirs)
 
 
+@pytest.mark.parametrize("call", FUNCTIONS)
+@pytest.mark.parametrize("dtypes", [(F32,), (F32, BF16)], ids=str)
+def test_no_op_is_called_for_each_gradient(fake, call, dtypes):
+    """Not even a view, which costs the host as much as a kernel."""
+    ours = [
+        of_ours(call, parameters(alternating(SMALL[:count], *dtypes)), 1.0)
+        for count in (20, 100)
+    ]
+    assert ours[0].calls == ours[1].calls > 0
+    assert ours[0].names == ours[1].names
+
+
 @pytest.mark.parametrize("norm_type", NORM_TYPES)
 @pytest.mark.parametrize("case", ["four", "0-dim of another dtype"])
 def test_norm_types(fake, case, norm_type):

@@ -76,6 +76,8 @@ class Recorded:
     """All that one call has the device do."""
 
     ops: list[Op] = field(default_factory=list)
+    calls: int = 0
+    """Of ops, views included: what the host does one by one."""
 
     def launches(self, limits: Limits) -> int:
         return sum(op.launches(limits) for op in self.ops)
@@ -261,6 +263,8 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = str(func).rpartition(".")[0]
+        # That fake tensors alone dispatch.
+        self.found.calls += name != "prim.device"
         inputs = [t for t in tree_leaves((args, kwargs)) if is_tensor(t)]
         # Before it runs: reading a number from a fake tensor raises.
         waits = waits_for_device(name, args, kwargs)
