@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -82,6 +83,7 @@ def scale_to_norm_(
     max_norm: float,
     foreach: bool | None = None,
     name: Name = by_index,
+    scale_: Callable[[GradientNorm, Tensor], None] | None = None,
 ) -> None:
     """Scales gradients so that their norm is at most `max_norm`.
 
@@ -92,6 +94,8 @@ def scale_to_norm_(
         max_norm (float): The largest norm.
         foreach (bool | None): For gradients that are left to torch.
         name (Name): Names a parameter in errors.
+        scale_ (Callable[[GradientNorm, Tensor], None] | None): Used in place
+            of `gradients.scale_`.
 
     Raises:
         NotImplementedError: Elements of a gradient share memory; it is named,
@@ -116,7 +120,7 @@ def scale_to_norm_(
         total_norm = replicated(norm.total_norm, mesh)
         clip_grads_with_norm_(left, max_norm, total_norm, foreach)
     if scaled:
-        gradients.scale_(norm, coefficient)
+        (scale_ or gradients.scale_)(norm, coefficient)
 
 
 @torch.no_grad()
