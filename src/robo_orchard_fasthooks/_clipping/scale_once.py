@@ -27,6 +27,9 @@ __all__ = ["Tables"]
 BLOCK = 2048
 """With 8 warps, 8 elements a thread."""
 
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+"""Nothing here can be fused, but Triton 3.9 warns where that is not said."""
+
 _Tensors = Sequence[Tensor]
 
 
@@ -98,7 +101,7 @@ class Tables:
                 coefficient is None,
                 kernel.CHUNK,
                 BLOCK,
-                num_warps=8,
+                **OPTIONS,
             )
         except Exception as error:
             _give_up(error)
