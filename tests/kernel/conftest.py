@@ -1,7 +1,7 @@
 """The Triton kernel without a GPU: interpreted, and compiled but not run.
 
     pip install --no-deps triton==3.9.0
-    pytest tests/triton
+    pytest tests/kernel
 
 A plain run of pytest does not collect this folder, since Triton is large. The
 interpreter is a stand-in for a GPU: it computes with NumPy, program after
