@@ -206,7 +206,7 @@ def test_without_triton(usable, monkeypatch, clips):
 class FakeKernel:
     """Takes the place of the kernel's module."""
 
-    CHUNK = 4
+    CHUNK = SimpleNamespace(value=4)
     DTYPES = {
         f"torch.{name}": name
         for name in ("float32", "bfloat16", "float16", "float64")

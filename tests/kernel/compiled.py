@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from robo_orchard_fasthooks._clipping import scale_kernel
-from robo_orchard_fasthooks._clipping.scale_once import BLOCK, OPTIONS
+from robo_orchard_fasthooks._clipping.scale_once import OPTIONS
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INSTRUCTIONS = re.compile(
@@ -38,16 +38,10 @@ def tool(name, *args):
 def compiled(architecture, dtype, clamps):
     """The kernel as Tables launches it, with an aligned table."""
     kind = scale_kernel.DTYPES[f"torch.{dtype}"]
-    wide = scale_kernel.DTYPES[
-        "torch.float64" if dtype == "float64" else "torch.float32"
-    ]
     number = "fp64" if clamps else NAMES.get(dtype, "fp64")
     constants = {
         "T": kind,
-        "WIDE": wide,
         "CLAMPS": clamps,
-        "CHUNK": scale_kernel.CHUNK,
-        "BLOCK": BLOCK,
     }
     source = ASTSource(
         fn=scale_kernel.clip_kernel,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -42,7 +43,9 @@ _DEBT = 64
 _REST = 1000
 """Calls for which nothing is tried then."""
 
+Key = Callable[[], Any]
 Work = Callable[[], "Tensor | None"]
+Prepare = Callable[[], tuple[Work, Any]]
 
 
 class Captured(Protocol):
@@ -80,28 +83,29 @@ class CudaGraph:
                 self._graph.capture_end()
 
     def replay(self) -> Tensor | None:
-        result = self._result
-        if result is None:
-            self._graph.replay()
-            return None
+        result: Any = self._result
         # First what may fail, so that nothing has changed if it does.
-        copy = torch.empty_like(result)
+        copy = None if result is None else torch.empty_like(result)
         self._graph.replay()
-        return copy.copy_(result)
+        return None if copy is None else copy.copy_(result)
 
     def release(self) -> None:
         self._result = None
         self._graph.reset()
 
 
+@dataclass
 class _Entry:
     """What is known of one key."""
 
-    def __init__(self, key: Any):
-        self.key = key
-        self.calls = 0
-        self.captured: Captured | None = None
-        self.kept: Any = None
+    key: Any
+    calls: int = 0
+    captured: Captured | None = None
+    kept: Any = None
+
+    def release(self) -> None:
+        if self.captured is not None:
+            self.captured.release()
 
 
 class Replays:
@@ -118,16 +122,14 @@ class Replays:
         self._rest = 0.0
         self._lock = Lock()
 
-    def __call__(
-        self, key: Callable[[], Any], prepare: Callable[[], tuple[Work, Any]]
-    ) -> Tensor | None:
+    def __call__(self, key: Key, prepare: Prepare) -> Tensor | None:
         """Does some work, or replays it.
 
         Args:
-            key (Callable[[], Any]): Returns all that the work depends on but
+            key (Key): Returns all that the work depends on but
                 the values of gradients.
-            prepare (Callable[[], tuple[Work, Any]]): Makes the work, and what
-                has to be kept for as long as it may be replayed.
+            prepare (Prepare): Makes the work, and what has to be kept for as
+                long as it may be replayed.
 
         Returns:
             Tensor | None: The result of the work.
@@ -144,17 +146,14 @@ class Replays:
         finally:
             self._lock.release()
 
-    def _run(
-        self, entry: _Entry, prepare: Callable[[], tuple[Work, Any]]
-    ) -> Tensor | None:
+    def _run(self, entry: _Entry, prepare: Prepare) -> Tensor | None:
         if entry.captured is not None:
             try:
                 result = entry.captured.replay()
+                self._debt = max(0, self._debt - 1)
             except Exception as error:
                 result = prepare()[0]()
                 self._failed("replayed", error)
-            else:
-                self._debt = max(0, self._debt - 1)
             return result
         work, kept = prepare()
         # Done before it is captured: a capture that fails loses nothing, and
@@ -166,10 +165,9 @@ class Replays:
             self._debt += _COST
             try:
                 entry.captured = self._capture(work)
+                entry.kept = kept
             except Exception as error:
                 self._failed("captured", error)
-            else:
-                entry.kept = kept
         if self._debt > _DEBT:
             self._forget(_REST)
         return result
@@ -180,7 +178,7 @@ class Replays:
         if entry is None:
             entry = _Entry(key)
             if len(entries) == _KEYS:
-                _release(entries.pop())
+                entries.pop().release()
         else:
             entries.remove(entry)
         entries.insert(0, entry)
@@ -196,13 +194,8 @@ class Replays:
 
     def _forget(self, rest: float) -> None:
         for entry in self._entries:
-            _release(entry)
+            entry.release()
         self._entries, self._debt, self._rest = [], 0, rest
-
-
-def _release(entry: _Entry) -> None:
-    if entry.captured is not None:
-        entry.captured.release()
 
 
 # A graph is freed with the plans of the list that it belongs to.
@@ -229,22 +222,17 @@ def clip_by_norm(
     if grads is None:
         return None
     max_norm, norm_type = float(max_norm), float(norm_type)
+    others = (foreach, name)
 
     def prepare() -> tuple[Work, Any]:
         tables = Tables(grads)
 
         def work() -> Tensor:
             norm = norm_of_gradients(
-                gradients, params, norm_type, error_if_nonfinite, foreach, name
+                gradients, params, norm_type, error_if_nonfinite, *others
             )
             scale_to_norm_(
-                gradients,
-                params,
-                norm,
-                max_norm,
-                foreach,
-                name,
-                tables.multiply_,
+                gradients, params, norm, max_norm, *others, tables.multiply_
             )
             return norm.total_norm
 
@@ -300,9 +288,8 @@ def _eligible(
     if any(grad.layout != torch.strided for grad in grads):
         return None
     # The kernel would race where a gradient is there twice.
-    if len(set(map(Tensor.data_ptr, grads))) < len(grads):
-        return None
-    return grads
+    repeats = len(set(map(Tensor.data_ptr, grads))) < len(grads)
+    return None if repeats else grads
 
 
 def _on_cuda(grads: list[Tensor]) -> bool:
@@ -311,19 +298,17 @@ def _on_cuda(grads: list[Tensor]) -> bool:
     What this package prepares on the host does not outlive a capture by
     somebody else.
     """
-    if not grads[0].is_cuda or torch.version.hip is not None:
-        return False
-    if len(set(map(Tensor.get_device, grads))) > 1:
+    one = len(set(map(Tensor.get_device, grads))) == 1
+    if not (one and grads[0].is_cuda and torch.version.hip is None):
         return False
     with torch.cuda.device(grads[0].get_device()):
         return not torch.cuda.is_current_stream_capturing()
 
 
 def _replays(gradients: Gradients) -> Replays:
-    found = _REPLAYS.get(gradients)
-    if found is None:
-        found = _REPLAYS.setdefault(gradients, Replays(CudaGraph))
-    return found
+    if gradients not in _REPLAYS:
+        _REPLAYS[gradients] = Replays(CudaGraph)
+    return _REPLAYS[gradients]
 
 
 def _key(grads: list[Tensor], settings: tuple[str, ...]) -> Any:

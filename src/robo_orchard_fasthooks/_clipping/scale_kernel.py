@@ -5,28 +5,20 @@ import triton.language as tl
 
 __all__ = ["CHUNK", "DTYPES", "clip_kernel"]
 
-CHUNK = 65536
+CHUNK = tl.constexpr(65536)
 """Elements that one program handles; torch's foreach kernels have as many."""
 
+BLOCK = tl.constexpr(2048)
+"""Elements that are loaded at once: with 8 warps, 8 a thread."""
+
 DTYPES = {
-    "torch.float32": tl.float32,
-    "torch.bfloat16": tl.bfloat16,
-    "torch.float16": tl.float16,
-    "torch.float64": tl.float64,
+    f"torch.{name}": getattr(tl, name)
+    for name in ("float32", "bfloat16", "float16", "float64")
 }
 
 
 @triton.jit(do_not_specialize=["rows", "number"])
-def clip_kernel(
-    table,
-    rows,
-    number,
-    T: tl.constexpr,  # noqa: N803
-    WIDE: tl.constexpr,  # noqa: N803
-    CLAMPS: tl.constexpr,  # noqa: N803
-    CHUNK: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
-):
+def clip_kernel(table, rows, number, T: tl.constexpr, CLAMPS: tl.constexpr):
     """Multiplies tensors by a number, or clamps them, one chunk a program.
 
     Args:
@@ -36,11 +28,10 @@ def clip_kernel(
         number: Pointer to the coefficient, of any floating dtype, or to the
             bound of float64.
         T: The dtype of the tensors.
-        WIDE: The dtype in which torch computes.
         CLAMPS: Whether to clamp.
-        CHUNK: Elements of a chunk.
-        BLOCK: Elements that are loaded at once.
     """
+    # The dtype in which torch computes.
+    WIDE: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
     value = tl.load(number).to(WIDE)
     needed = True
     if not CLAMPS:
@@ -76,26 +67,20 @@ def clip_kernel(
             for at in range(0, whole, BLOCK):
                 here = aligned + at + steps
                 found = tl.load(here).to(WIDE)
-                tl.store(here, _clipped(found, value, T, WIDE, CLAMPS))
+                tl.store(here, _clipped(found, value, T, CLAMPS))
         for at in range(whole, count, BLOCK):
             here = data + at + steps
             live = at + steps < count
             found = tl.load(here, live).to(WIDE)
-            tl.store(here, _clipped(found, value, T, WIDE, CLAMPS), live)
+            tl.store(here, _clipped(found, value, T, CLAMPS), live)
 
 
 @triton.jit
-def _clipped(
-    found,
-    value,
-    T: tl.constexpr,  # noqa: N803
-    WIDE: tl.constexpr,  # noqa: N803
-    CLAMPS: tl.constexpr,  # noqa: N803
-):
+def _clipped(found, value, T: tl.constexpr, CLAMPS: tl.constexpr):
     if CLAMPS:
         # ForeachMinMaxFunctors.cuh, whose first pass rounds to T.
         keeps = (found != found) | (found > -value)
-        low = tl.where(keeps, found, -value).to(T).to(WIDE)
+        low = tl.where(keeps, found, -value).to(T).to(found.dtype)
         keeps = (low != low) | (low < value)
         return tl.where(keeps, low, value).to(T)
     return (found * value).to(T)

@@ -24,9 +24,6 @@ from robo_orchard_fasthooks._clipping.gradients import (
 
 __all__ = ["Tables"]
 
-BLOCK = 2048
-"""With 8 warps, 8 elements a thread."""
-
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 """Nothing here can be fused, but Triton 3.9 warns where that is not said."""
 
@@ -56,7 +53,7 @@ class Tables:
             fitting = list(filter(_fits, group))
             if fitting and str(group[0].dtype) in kernel.DTYPES:
                 self._tables[group[0].dtype] = _table(
-                    fitting, clip_value, kernel.CHUNK
+                    fitting, clip_value, kernel.CHUNK.value
                 )
 
     def multiply_(self, norm: GradientNorm, coefficient: Tensor) -> None:
@@ -87,22 +84,13 @@ class Tables:
         if kernel is None or dtype not in self._tables:
             return [*grads]
         table, rows, chunks = self._tables[dtype]
-        number = coefficient
+        number, clamps = coefficient, coefficient is None
         if number is None:
             number = table[-1:].view(torch.float64)
+        kind = kernel.DTYPES[str(dtype)]
+        args = (table, rows, number, kind, clamps)
         try:
-            wide = "torch.float32" if dtype.itemsize < 8 else "torch.float64"
-            kernel.clip_kernel[(chunks,)](
-                table,
-                rows,
-                number,
-                kernel.DTYPES[str(dtype)],
-                kernel.DTYPES[wide],
-                coefficient is None,
-                kernel.CHUNK,
-                BLOCK,
-                **OPTIONS,
-            )
+            kernel.clip_kernel[(chunks,)](*args, **OPTIONS)
         except Exception as error:
             _give_up(error)
             return [*grads]
@@ -111,14 +99,14 @@ class Tables:
 
 def _kernel() -> Any:
     """The module of the kernel; None where it cannot be used."""
-    if not Tables.usable:
-        return None
     try:
-        from robo_orchard_fasthooks._clipping import scale_kernel
+        if Tables.usable:
+            from robo_orchard_fasthooks._clipping import scale_kernel
+
+            return scale_kernel
     except Exception as error:
         _give_up(error)
-        return None
-    return scale_kernel
+    return None
 
 
 def _give_up(error: Exception) -> None:
@@ -141,9 +129,7 @@ def _table(
 ) -> tuple[Tensor, int, int]:
     """The table of the kernel, with the bound behind it; rows; chunks."""
     numels = [grad.numel() for grad in grads]
-    *before, chunks = accumulate(
-        (-(-numel // chunk) for numel in numels), initial=0
-    )
+    *before, chunks = accumulate((-(-n // chunk) for n in numels), initial=0)
     values = array("q", chain(map(Tensor.data_ptr, grads), before, numels))
     values.frombytes(array("d", [clip_value]).tobytes())
     table = torch.frombuffer(values, dtype=torch.int64)
