@@ -137,6 +137,13 @@ def another_shape(params, graphs):
     params[1].grad = grad.view(5, 1)
 
 
+def fewer_elements(params, graphs):
+    grad = params[1].grad
+    params[1].data = torch.zeros(4)
+    params[1].grad = None
+    params[1].grad = grad[:4]
+
+
 def another_dtype(params, graphs):
     grad = params[1].grad
     params[1].data = params[1].data.half()
@@ -150,7 +157,7 @@ def smaller(params, graphs):
 
 CHANGES = (
     *(other_addresses, another_address, missing, another_stream),
-    *(other_strides, another_shape, another_dtype, smaller),
+    *(other_strides, another_shape, fewer_elements, another_dtype, smaller),
 )
 
 

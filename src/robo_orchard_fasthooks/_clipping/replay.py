@@ -94,7 +94,7 @@ class CudaGraph:
         self._graph.reset()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Entry:
     """What is known of one key."""
 
@@ -126,8 +126,8 @@ class Replays:
         """Does some work, or replays it.
 
         Args:
-            key (Key): Returns all that the work depends on but
-                the values of gradients.
+            key (Key): Returns all that the work depends on but the values of
+                gradients.
             prepare (Prepare): Makes the work, and what has to be kept for as
                 long as it may be replayed.
 
