@@ -1,6 +1,6 @@
 """Times GradientClippingHook against RoboOrchardLab 0.4.0's, in one run.
 
-    python benchmarks/clipping.py [--rounds N]
+    python benchmarks/clipping.py [--rounds N] [--json FILE]
 
 Both hooks clip the gradients of optimizers of their own, on one CPU thread, in
 turn; gradients are restored before each call. Timed is the thread, not the
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from time import thread_time_ns
 from typing import Any
@@ -254,7 +256,9 @@ def main() -> int:
     """Prints the table; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=51)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--json", type=Path, help="write the rows there too")
+    options = parser.parse_args()
+    rounds = options.rounds
     torch.set_num_threads(1)
     gc.disable()
     print(
@@ -265,6 +269,7 @@ def main() -> int:
     print("| gradients | | upstream, us | ours, us | ratio | asked |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     short = []
+    rows = []
     per_gradient = {}
     for case in CASES:
         for side, limit, asked in (
@@ -274,6 +279,15 @@ def main() -> int:
             if asked is None:
                 continue
             theirs, mine, ratio = times(case, limit, rounds)
+            rows.append(
+                {
+                    "gradients": case.title,
+                    "side": side if case.mode == "norm" else "by value",
+                    "upstream_us": theirs / 1e3,
+                    "ours_us": mine / 1e3,
+                    "ratio": ratio,
+                }
+            )
             side = side if case.mode == "norm" else ""
             print(
                 f"| {case.title} | {side} | {theirs / 1e3:.1f} "
@@ -283,6 +297,8 @@ def main() -> int:
             per_gradient[case.title, side] = mine / len(case.shapes)
             if ratio < asked:
                 short.append(f"{case.title} {side}".strip())
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
     for side in ("below", "above"):
         few, many = (
             per_gradient[f"{count} x 64", side]

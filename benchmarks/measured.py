@@ -6,7 +6,6 @@ thread, with the gradients restored before each call.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +20,12 @@ import peers
 import workloads
 from clipping import LIBRARIES, OF_MODELS, gradients, hook_of_config
 from compare import interleaved
+from figures import OURS, UPSTREAM
 from workloads import Run
 
-__all__ = ["FLOOR", "OURS", "UPSTREAM", "Row", "measure"]
+__all__ = ["FLOOR", "Row", "measure"]
 
-# Names in the report.
-OURS, UPSTREAM, FLOOR = "ours", "RoboOrchardLab", "floor"
+FLOOR = "floor"
 MODELS = ("policy of 2,000 tensors", "ResNet-50")
 LIMITS = {"below": 1e12, "above": 1e-3}
 WARM_UP = 3
@@ -42,14 +41,6 @@ class Row:
     """The median."""
     ratio: float
     """To ours: the median over the rounds."""
-
-    @property
-    def time(self) -> str:
-        """With a unit, in three digits."""
-        power = min(int(math.log10(self.ns)) // 3, 2)
-        value = self.ns / 1000**power
-        digits = max(0, 2 - int(math.log10(value)))
-        return f"{value:.{digits}f} {('ns', 'µs', 'ms')[power]}"
 
 
 Samples = dict[tuple[str, str], list[float]]

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from measured import FLOOR, OURS, UPSTREAM, Row
+from figures import OURS, UPSTREAM, time
+from measured import FLOOR, Row
 
 __all__ = ["draw"]
 
@@ -18,7 +19,7 @@ __all__ = ["draw"]
 COLORS = {OURS: "#0072B2", UPSTREAM: "#E69F00", FLOOR: "#222222"}
 OTHERS = "#BBBBBB"
 LEGEND = {
-    "ours": COLORS[OURS],
+    "this package": COLORS[OURS],
     "RoboOrchardLab, upstream": COLORS[UPSTREAM],
     "other systems": OTHERS,
     "floor: the same without hooks, in Python loops": COLORS[FLOOR],
@@ -72,7 +73,7 @@ def draw_bars(axes: Axes, bars: list[Row]) -> None:
         height=0.78,
     )
     numbers = axes.bar_label(
-        drawn, [row.time for row in bars], padding=3, fontsize=7
+        drawn, [time(row.ns) for row in bars], padding=3, fontsize=7
     )
     for number in numbers:  # Over the grid.
         number.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.5})

@@ -1,9 +1,12 @@
-"""Measures this package beside others, as a table and a picture.
+"""Measures this package beside others, and writes the figures of the pages.
 
-    python benchmarks/report.py [--rounds N] [--out-dir FOLDER]
+    python benchmarks/report.py [--rounds N] [--lab-python PYTHON]
 
-Prints the table, and writes report.md and report.png. All is measured on one
-core. Peers that are not installed are left out, and named.
+Prints a table, and writes report/results.json, the picture, and the tables of
+README.md and docs (`figures.py`). Hooks and models are measured on one core.
+Peers that are not installed are left out, and named. The end-to-end figures
+need a Python that has the whole of RoboOrchardLab 0.4.0; without one, those
+that were measured before are kept.
 """
 
 from __future__ import annotations
@@ -11,18 +14,27 @@ from __future__ import annotations
 import argparse
 import gc
 import inspect
+import json
 import os
 import platform
+import subprocess
+import sys
+import tempfile
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import figures
 import peers
 import picture
 import upstream
-from measured import Row, measure
+from measured import measure
+
+HERE = Path(__file__).parent
+PICTURE = HERE.parent / "docs" / "_static" / "benchmarks.png"
 
 
 def caption(rounds: int) -> str:
@@ -54,45 +66,59 @@ def cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def table(rows: list[Row], about: str) -> str:
-    """Markdown: the caption, a row for each bar, what the peers do."""
-    notes = {
-        **peers.installed(),
-        "torch": peers.torch_clip,
-    }
-    lines = [about, "", "| work | by | time | times ours |"]
-    lines += ["| --- | --- | ---: | ---: |"]
-    lines += [
-        f"| {row.work} | {row.who} | {row.time} | {row.ratio:.2f} |"
-        for row in rows
-    ]
-    lines += ["", "What the other systems do for this:", ""]
-    for name, make in notes.items():
-        lines.append(f"- {name}: " + " ".join(inspect.getdoc(make).split()))
-    return "\n".join(lines) + "\n"
+def measured_by(command: list[str]) -> Any:
+    """What another benchmark writes when it is given --json FILE."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "results.json")
+        # Its exit status says whether it reached its goals.
+        subprocess.run([*command, "--json", str(file)], cwd=HERE, check=False)
+        return json.loads(file.read_text(encoding="utf-8"))
 
 
 def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=51)
-    parser.add_argument(
-        "--out-dir", type=Path, default=Path(__file__).with_name("report")
-    )
+    parser.add_argument("--lab-python", metavar="PYTHON")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds: less than 1: {options.rounds}")
-    options.out_dir.mkdir(parents=True, exist_ok=True)
+    results = {}
+    if figures.RESULTS.exists():
+        results = json.loads(figures.RESULTS.read_text(encoding="utf-8"))
+    results["clipping"] = measured_by([sys.executable, "clipping.py"])
+    torchrun = ["-m", "torch.distributed.run", "--standalone"]
+    results["fsdp2"] = measured_by(
+        [
+            *(sys.executable, *torchrun, "--nproc-per-node", "2"),
+            "clipping_fsdp2.py",
+        ]
+    )
+    if options.lab_python:
+        results["end_to_end"] = measured_by(
+            [options.lab_python, "end_to_end.py"]
+        )
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     gc.disable()
     rows = measure(options.rounds)
-    about = caption(options.rounds)
-    text = table(rows, about)
-    print(text, end="")
-    (options.out_dir / "report.md").write_text(text, encoding="utf-8")
-    picture.draw(rows, about, options.out_dir / "report.png")
+    notes = {**peers.installed(), "torch": peers.torch_clip}
+    results["hooks"] = [vars(row) for row in rows]
+    results["machine"] = caption(options.rounds)
+    results["peers"] = {
+        name: " ".join(inspect.getdoc(make).split())
+        for name, make in notes.items()
+    }
+    figures.RESULTS.write_text(
+        json.dumps(results, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
+    print(figures.everyone(results), end="")
+    picture.draw(rows, results["machine"], PICTURE)
+    for page in figures.pages():
+        text = page.read_text(encoding="utf-8")
+        page.write_text(figures.filled(text, results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -132,6 +132,9 @@ cdef object _unsupported_init(cls, list names):
         if each.opname == "STORE_ATTR" and each.argval not in names:
             return f"its __init__ sets {each.argval}, which is not a field"
     parameters = _parameters(init)
+    for name, default in parameters.items():
+        if default is _MISSING and name not in names:
+            return f"its __init__ requires {name}, which is not a field"
     given = {name: object() for name in parameters}
     try:
         held = _trial(cls, init, given)
@@ -254,9 +257,12 @@ cdef class _Construction:
         False if one is not a field or a field that has no default is missing.
         """
         cdef Py_ssize_t index, field, required = 0
+        cdef Py_ssize_t fields = PyTuple_GET_SIZE(<PyObject*>self.names)
         self.keywords = None
+        if PyTuple_GET_SIZE(keywords) > fields:
+            return False
         for index in range(PyTuple_GET_SIZE(keywords)):
-            for field in range(PyTuple_GET_SIZE(<PyObject*>self.names)):
+            for field in range(fields):
                 if PyTuple_GET_ITEM(keywords, index) == PyTuple_GET_ITEM(
                     <PyObject*>self.names, field
                 ):
@@ -341,7 +347,7 @@ cdef object _construct(
             and construction.is_unchanged()
             and (
                 keywords == <PyObject*>construction.keywords
-                or construction.learn(keywords)
+                or construction.remember(keywords)
             )
         ):
             namespace = PyDict_Copy(construction.namespace)

@@ -56,8 +56,8 @@ def clip_grad_norm_(
     """Scales gradients so that their norm is at most `max_norm`, in place.
 
     They are multiplied by `min(1, max_norm / (total_norm + 1e-6))`. A drop-in
-    for torch.nn.utils.clip_grad_norm_, which has the formula. On CUDA nothing
-    waits for the device, unless `error_if_nonfinite` is set.
+    for `torch.nn.utils.clip_grad_norm_`, which has the formula. On CUDA,
+    nothing waits for the device unless `error_if_nonfinite` is set.
 
     Args:
         parameters (Tensor | Iterable[Tensor]): The parameters whose gradients
@@ -132,7 +132,7 @@ def get_total_norm(
 ) -> Tensor:
     """Computes the norm of tensors as if they were one vector.
 
-    A drop-in for torch.nn.utils.get_total_norm, which torch has from 2.6 on:
+    A drop-in for `torch.nn.utils.get_total_norm`, which torch has from 2.6 on:
     the first half of `clip_grad_norm_`.
 
     Args:
@@ -173,8 +173,8 @@ def clip_grads_with_norm_(
     """Scales gradients whose norm is known, in place.
 
     They are multiplied by `min(1, max_norm / (total_norm + 1e-6))`. A drop-in
-    for torch.nn.utils.clip_grads_with_norm_, which torch has from 2.6 on: the
-    second half of `clip_grad_norm_`.
+    for `torch.nn.utils.clip_grads_with_norm_`, which torch has from 2.6 on:
+    the second half of `clip_grad_norm_`.
 
     Args:
         parameters (Tensor | Iterable[Tensor]): The parameters whose gradients
@@ -210,7 +210,7 @@ def clip_grad_value_(
 ) -> None:
     """Clamps each element of gradients to [-clip_value, clip_value], in place.
 
-    A drop-in for torch.nn.utils.clip_grad_value_. DTensors are clamped shard
+    A drop-in for `torch.nn.utils.clip_grad_value_`. DTensors are clamped shard
     by shard, without communication; but those that hold parts of a sum, which
     torch refuses, are summed first, for which every rank has to call this.
 

@@ -49,7 +49,7 @@ class HookProfiler:
     While it is on, it keeps the count, sum, extremes and a histogram of the
     times of each hook, by phase and channel, so its memory does not grow with
     the number of steps. Use it as a context manager, or call `start` and
-    `stop`:
+    `stop`::
 
         with HookProfiler(hooks) as profiler:
             train(hooks)

@@ -396,6 +396,7 @@ def test_real_ones_follow_fake_ones():
 @pytest.mark.parametrize("call", FUNCTIONS)
 def test_fake_ones_follow_real_ones(call):
     """Nor the other way round; and two modes do not meet either."""
+    clip._kept.cache_clear()
     with FakeTensorMode():
         fresh = of_ours(call, parameters(MIXED), 1.0).names
     call(clip, real_gradients(), 1.0)
@@ -436,8 +437,8 @@ def test_a_subclass_on_a_gpu_is_left_to_torch(fake):
     for param in params:
         param.grad.__class__ = Other
     found = of_ours(by_norm, params, 1.0).names
-    assert "aten.linalg_vector_norm" in found
-    assert found != expected
+    assert "aten._foreach_norm" in expected
+    assert "aten._foreach_norm" not in found
 
 
 # make_fx records what is called on tensors that stand for others.

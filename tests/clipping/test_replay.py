@@ -325,17 +325,18 @@ def test_a_capture_that_fails(graphs, clips):
     assert (graphs.attempts, graphs.replays) == (1, 0)
 
 
-def test_a_replay_that_fails(graphs, clips):
-    params = parameters()
+@pytest.mark.parametrize("clip_by", ["norm", "value"])
+def test_a_replay_that_fails(graphs, clips, clip_by):
+    params, clip = parameters(), getattr(clips, clip_by)
     for _ in range(4):
-        clips.norm(params)
+        clip(params)
     graphs.breaks = True
     with pytest.warns(UserWarning, match="replayed: RuntimeError: replay"):
-        clips.norm(params)
+        clip(params)
     assert not graphs.alive
     graphs.breaks = False
     for _ in range(5):
-        clips.norm(params)
+        clip(params)
     assert (graphs.attempts, graphs.replays) == (1, 1)
 
 

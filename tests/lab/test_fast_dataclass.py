@@ -263,6 +263,10 @@ class Inits:
         self.b = b
         self.c = c
 
+    def demanding(self, a, d, b=1):
+        self.a = a
+        self.b = b
+
     def returned(self, a, b=1):
         self.a = a
         self.b = b
@@ -300,6 +304,7 @@ class Inits:
         ("elsewhere", "its __init__ fails: 'object' object has no attribute"),
         ("extra", "its __init__ sets d, which is not a field"),
         ("into_a_property", "its __init__ sets c, which is not a field"),
+        ("demanding", "its __init__ requires d, which is not a field"),
         ("returned", "its __init__ fails: it returns a value"),
         ("by_position", "its __init__ has positional-only parameters"),
         ("stars", "its __init__ has * or ** parameters"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -147,8 +146,9 @@ def clip_by_value(
     """
     clip_value = float(clip_value)
     grads = gradients.local(params)
-    if any(dtype.is_complex for dtype in {grad.dtype for grad in grads}):
-        refuse(params, complex_, name)
+    for dtype in {grad.dtype for grad in grads}:
+        if dtype.is_complex:
+            refuse(params, complex_, name)
     if not _contiguous(grads):
         refuse(params, sparse, name)
         refuse(params, overlapping, name)
@@ -170,7 +170,7 @@ def clip_by_value(
 
 
 def _contiguous(grads: list[Tensor]) -> bool:
-    # Sparse ones are not contiguous, or (CSR) do not answer.
-    with suppress(RuntimeError):
+    try:
         return all(map(Tensor.is_contiguous, grads))
-    return False
+    except RuntimeError:  # Of sparse CSR tensors.
+        return False

@@ -1,0 +1,177 @@
+"""Times RoboOrchardLab's own trainer, with and without `install()`.
+
+    python benchmarks/end_to_end.py [--rounds N] [--steps N] [--json FILE]
+
+Needs the whole of RoboOrchardLab 0.4.0 (tests/downstream/requirements.txt).
+HookBasedTrainer trains each model for some steps on fixed random data, with
+its statistics hook, gradient clipping and one hook of the user's. Runs with
+and without `install()` take turns in one process. The figure is the CPU time
+of the training thread per step, with one thread of torch: on a shared machine
+it moves less than the wall clock, and hooks do not wait for anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from statistics import median
+from time import thread_time_ns
+
+import torch
+from accelerate import Accelerator
+from robo_orchard_lab.pipeline.batch_processor.simple import (
+    SimpleBatchProcessor,
+)
+from robo_orchard_lab.pipeline.hook_based_trainer import (
+    GradientClippingHookConfig,
+    HookBasedTrainer,
+)
+from robo_orchard_lab.pipeline.hooks.mixin import HookContext, PipelineHooks
+from robo_orchard_lab.pipeline.hooks.stats import StatsMonitorConfig
+from torch import Tensor, nn
+
+from robo_orchard_fasthooks.lab import install
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Regress(SimpleBatchProcessor):
+    """The squared error of a model's output."""
+
+    def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Computes output and loss."""
+        inputs, targets = batch
+        outputs = model(inputs)
+        return outputs, nn.functional.mse_loss(outputs, targets)
+
+
+class Batches:
+    """One batch, again and again: what loads data is not measured."""
+
+    def __init__(self, batch: Batch, steps: int):
+        self.batch, self.steps = batch, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter([self.batch] * self.steps)
+
+
+def mlp(width: int, layers: int) -> nn.Module:
+    """A multilayer perceptron from 16 inputs to 4 outputs."""
+    sizes = [16, *[width] * (layers - 1), 4]
+    return nn.Sequential(
+        *(
+            nn.Sequential(nn.Linear(n, m), nn.Tanh())
+            for n, m in zip(sizes, sizes[1:], strict=False)
+        )
+    )
+
+
+def transformer() -> nn.Module:
+    """Four layers of width 64, for sequences of 16 steps."""
+    layer = nn.TransformerEncoderLayer(
+        64, 4, 128, dropout=0.0, batch_first=True
+    )
+    return nn.Sequential(
+        nn.Linear(16, 64),
+        nn.TransformerEncoder(layer, 4, enable_nested_tensor=False),
+        nn.Linear(64, 4),
+    )
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "MLP policy, 3 layers of 64": (lambda: mlp(64, 3), (32,)),
+    "deep MLP, 120 tensors of width 64": (lambda: mlp(64, 60), (32,)),
+    "transformer, 4 layers of 64": (transformer, (8, 16)),
+}
+"""What is trained, by name, and the shape of a batch."""
+
+
+def train(model: str, steps: int) -> float:
+    """Trains a model; returns nanoseconds of CPU time per step."""
+    make, shape = MODELS[model]
+    torch.manual_seed(0)
+    network = make()
+    batch = torch.randn(*shape, 16), torch.randn(*shape, 4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    count = PipelineHooks()
+    seen: list[int] = []
+    count.register_hook(
+        "on_step",
+        HookContext.from_callable(after=lambda a: seen.append(a.step_id)),
+    )
+    trainer = HookBasedTrainer(
+        accelerator=Accelerator(cpu=True),
+        model=network,
+        dataloader=Batches(batch, steps),
+        batch_processor=Regress(),
+        optimizer=optimizer,
+        lr_scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 10**6),
+        hooks=[StatsMonitorConfig(batch_size=32, step_log_freq=10**6), count],
+        max_epoch=1,
+        grad_clip=GradientClippingHookConfig(clip_mode="norm", max_norm=1.0),
+    )
+    start = thread_time_ns()
+    trainer()
+    taken = thread_time_ns() - start
+    assert len(seen) == steps
+    return taken / steps
+
+
+def compare(model: str, rounds: int, steps: int) -> dict[str, float | str]:
+    """Takes turns with and without `install()`; gives medians."""
+    ways: tuple[Callable[[], AbstractContextManager[None]], ...] = (
+        nullcontext,
+        install,
+    )
+    pairs = []
+    for number in range(rounds + 1):
+        pair = []
+        # Each goes first in half of the rounds.
+        for way in ways if number % 2 else ways[::-1]:
+            gc.collect()
+            with way():
+                pair.append(train(model, steps))
+        pairs.append(pair if number % 2 else pair[::-1])
+    del pairs[0]  # The first round warms up.
+    return {
+        "model": model,
+        "upstream_us": median(without for without, _ in pairs) / 1e3,
+        "ours_us": median(installed for _, installed in pairs) / 1e3,
+        "ratio": median(without / installed for without, installed in pairs),
+    }
+
+
+def main() -> None:
+    """Prints the table, and writes it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    rows = []
+    print("| model | RoboOrchardLab, us | with install(), us | ratio |")
+    print("| --- | ---: | ---: | ---: |")
+    for model in MODELS:
+        row = compare(model, options.rounds, options.steps)
+        rows.append(row)
+        print(
+            f"| {row['model']} | {row['upstream_us']:.0f} "
+            f"| {row['ours_us']:.0f} | {row['ratio']:.2f} |",
+            flush=True,
+        )
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

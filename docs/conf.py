@@ -1,0 +1,29 @@
+"""Settings of Sphinx: `sphinx-build -W docs build/docs`."""
+
+from importlib.metadata import version as version_of
+
+project = "robo_orchard_fasthooks"
+author = "The robo_orchard_fasthooks authors"
+copyright = "2026, " + author
+version = release = version_of(project)
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["figures/*.md"]  # Included by other pages.
+
+html_theme = "furo"
+html_title = f"{project} {version}"
+html_static_path = ["_static"]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # Docstrings give the types.
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+nitpicky = False

@@ -1,0 +1,68 @@
+"""The Python blocks of README and documentation run as they stand."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import processes
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_page(name, *file):
+    page = str(ROOT / name)
+    command = [sys.executable, "-m", "helpers.run_page", page, *map(str, file)]
+    return processes.run(command)[0]
+
+
+def test_readme():
+    lines = run_page("README.md").splitlines()
+    assert len(lines) == 3
+    assert re.fullmatch(r"step 2: loss \d+\.\d{3}", lines[-1])
+
+
+def test_quickstart():
+    out = run_page("docs/quickstart.md")
+    # The page shows what its first block prints.
+    shown = (
+        "before step 0\nthe body of step 0\nafter step 0\n"
+        "before step 1\nthe body of step 1\nafter step 1\n"
+    )
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    assert "".join(f"    {line}\n" for line in shown.splitlines()) in page
+    assert out.startswith(shown)
+    assert "0 GradientClippingHook" in out
+    assert len(re.findall(r"norm before clipping: \d+\.\d{3}", out)) == 3
+
+
+@pytest.mark.parametrize("name", ["clipping", "profiling"])
+def test_others(name):
+    out = run_page(f"docs/{name}.md")
+    assert ("share" in out) == (name == "profiling")
+
+
+@pytest.mark.slow
+def test_the_test_of_a_budget(tmp_path):
+    run_page("docs/budgets.md", tmp_path / "test_hooks.py")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "test_hooks.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout
+    assert "1 passed" in result.stdout
+
+
+def test_every_page_with_python_is_run():
+    """robo_orchard_lab.md is run in the environment of tests/downstream."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    found = {page.stem for page in pages if "```python" in page.read_text()}
+    assert found == {
+        *("README", "quickstart", "clipping", "profiling", "budgets"),
+        "robo_orchard_lab",
+    }
