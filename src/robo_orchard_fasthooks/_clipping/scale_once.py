@@ -18,8 +18,8 @@ from torch import Tensor
 
 from robo_orchard_fasthooks._clipping.gradients import (
     GradientNorm,
-    _multiply_,
     by_dtype,
+    multiply_,
 )
 
 __all__ = ["Tables"]
@@ -66,7 +66,7 @@ class Tables:
         """
         for group in norm.groups or by_dtype(norm.local):
             if rest := self._after_kernel(group, coefficient):
-                _multiply_(rest, coefficient)
+                multiply_(rest, coefficient)
 
     def clamp_(self, grads: list[Tensor]) -> None:
         """As Gradients.clamp_, with the same bits."""
