@@ -311,6 +311,17 @@ def test_graphs_are_bounded(graphs, clips):
     assert graphs.replays == replays + 2
 
 
+def test_a_graph_in_use_is_kept(graphs, clips):
+    first = parameters()
+    others = [parameters() for _ in range(2 * replay._KEYS)]
+    for params in (first, *others):
+        for _ in range(30):
+            clips.norm(params)
+        replays = graphs.replays
+        clips.norm(first)
+        assert graphs.replays == replays + 1
+
+
 def test_a_capture_that_fails(graphs, clips):
     params = parameters()
     graphs.fails = True
