@@ -50,6 +50,8 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
+    *,
+    cuda_graph: bool | None = None,
 ) -> Tensor:
     """Scales gradients so that their norm is at most `max_norm`, in place.
 
@@ -71,6 +73,11 @@ def clip_grad_norm_(
             an error.
         foreach (bool | None): False loops over plain gradients as torch does;
             True is an error on devices that have no foreach kernels.
+        cuda_graph (bool | None): Whether plain gradients on one CUDA device
+            are clipped by a CUDA graph that is replayed while they stay at
+            their addresses, and by a Triton kernel where Triton is installed.
+            None means no. Experimental: it has not run on a GPU. It has no
+            effect elsewhere.
 
     Returns:
         Tensor: The norm of all gradients before clipping, 0-dim, of the
@@ -98,6 +105,19 @@ def clip_grad_norm_(
             stacklevel=2,
         )
     gradients = _gradients(params)
+    if cuda_graph:
+        from robo_orchard_fasthooks._clipping import replay
+
+        total_norm = replay.clip_by_norm(
+            gradients,
+            params,
+            max_norm,
+            norm_type,
+            error_if_nonfinite,
+            foreach,
+        )
+        if total_norm is not None:
+            return total_norm
     with torch.no_grad():
         norm = norm_of_gradients(
             gradients, params, norm_type, error_if_nonfinite, foreach
@@ -189,6 +209,8 @@ def clip_grad_value_(
     parameters: _Tensors,
     clip_value: float,
     foreach: bool | None = None,
+    *,
+    cuda_graph: bool | None = None,
 ) -> None:
     """Clamps each element of gradients to [-clip_value, clip_value], in place.
 
@@ -202,6 +224,7 @@ def clip_grad_value_(
             are clipped: plain tensors or DTensors of any floating dtype.
         clip_value (float): The largest absolute value.
         foreach (bool | None): As in `clip_grad_norm_`.
+        cuda_graph (bool | None): As in `clip_grad_norm_`.
 
     Raises:
         NotImplementedError: A gradient is sparse or complex, its elements
@@ -212,7 +235,13 @@ def clip_grad_value_(
         torch.nn.utils.clip_grad_value_(parameters, clip_value, foreach)
         return
     params = _listed(parameters)
-    clip_by_value(_gradients(params), params, clip_value, foreach)
+    gradients = _gradients(params)
+    if cuda_graph:
+        from robo_orchard_fasthooks._clipping import replay
+
+        if replay.clip_by_value(gradients, params, clip_value, foreach):
+            return
+    clip_by_value(gradients, params, clip_value, foreach)
 
 
 def _is_traced() -> bool:

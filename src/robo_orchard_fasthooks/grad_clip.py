@@ -66,6 +66,14 @@ class GradientClippingHook(PipelineHooks):
     """False loops over plain gradients one by one; True requires foreach
     kernels and is an error on devices that do not have them."""
 
+    cuda_graph: bool | None
+    """Whether plain gradients on one CUDA device are clipped by a CUDA graph
+    that is replayed while they stay at their addresses, and by a Triton kernel
+    where Triton is installed. None means no.
+
+    Experimental: it has not run on a GPU. It has no effect elsewhere.
+    """
+
     total_norm: torch.Tensor | None
     """The norm before clipping that was computed last, over all ranks: 0-dim,
     a plain tensor on the device of the gradients.
@@ -83,6 +91,7 @@ class GradientClippingHook(PipelineHooks):
         self.norm_type = cfg.norm_type
         self.error_if_nonfinite = cfg.error_if_nonfinite
         self.foreach = cfg.foreach
+        self.cuda_graph = cfg.cuda_graph
         self.total_norm = None
         self.register_hook(
             "on_step", HookContext.from_callable(after=self._gradient_clipping)
@@ -137,6 +146,14 @@ class GradientClippingHookConfig(PipelineHooksConfig[GradientClippingHook]):
     foreach: bool | None = None
     """False loops over plain gradients one by one; True requires foreach
     kernels and is an error on devices that do not have them."""
+
+    cuda_graph: bool | None = None
+    """Whether plain gradients on one CUDA device are clipped by a CUDA graph
+    that is replayed while they stay at their addresses, and by a Triton kernel
+    where Triton is installed. None means no.
+
+    Experimental: it has not run on a GPU. It has no effect elsewhere.
+    """
 
     def __post_init__(self) -> None:
         bound = "clip_value" if self.clip_mode == "value" else "max_norm"

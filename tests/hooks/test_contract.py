@@ -97,6 +97,7 @@ def test_config_fields():
         # Ours, behind upstream's.
         "error_if_nonfinite": False,
         "foreach": None,
+        "cuda_graph": None,
     }
 
 

@@ -183,6 +183,7 @@ def clipping_hook(hook: GradientClippingHook) -> None:
     GradientClippingHook(clip_mode="norm")  # error: [call-arg]
     hook.clip_mode = "nrm"  # error: [assignment]
     hook.max_norm = "1"  # error: [assignment]
+    hook.cuda_graph = "yes"  # error: [assignment]
     hook.total_norm.item()  # error: [union-attr]
 
 
@@ -196,6 +197,9 @@ def clipping(model: torch.nn.Module, norm: float) -> None:
     clip_grad_value_(model.parameters(), None)  # error: [arg-type]
     clip_grad_value_([1.0], 1.0)  # error: [list-item]
     print(clip_grad_value_([], norm))  # error: [func-returns-value]
+    clip_grad_norm_([], 1.0, 2.0, False, None, True)  # error: [call-arg]
+    clip_grad_value_([], 1.0, None, True)  # error: [call-arg]
+    clip_grad_norm_([], 1.0, cuda_graph="yes")  # error: [arg-type]
     grads = [torch.ones(2)]
     get_total_norm()  # error: [call-arg]
     get_total_norm(model)  # error: [arg-type]

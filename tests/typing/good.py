@@ -137,6 +137,7 @@ def configs() -> PipelineHooks:
     assert_type(OptimizerHookConfig()(), OptimizerHook)
     assert_type(LoggingConfig(every=3)(), Logging)
     assert_type(clipping.replace(max_norm=2.0), GradientClippingHookConfig)
+    assert_type(clipping.replace(cuda_graph=True).cuda_graph, bool | None)
     text = clipping.to_str(format="yaml")
     loaded = GradientClippingHookConfig.from_str(text, format="yaml")
     assert_type(loaded, GradientClippingHookConfig)
@@ -174,6 +175,9 @@ def main(accelerator: Accelerator, model: torch.nn.Module) -> None:
 
 def clip(model: torch.nn.Module, hook: GradientClippingHook) -> float:
     clip_grad_value_(model.parameters(), 1.0)
+    clip_grad_value_(model.parameters(), 1.0, cuda_graph=None)
+    clip_grad_norm_(model.parameters(), 1.0, 2.0, cuda_graph=True)
+    hook.cuda_graph = False
     total_norm = get_total_norm([torch.ones(2)], norm_type=2.0)
     clip_grads_with_norm_(model.parameters(), 1.0, total_norm)
     norm = clip_grad_norm_(model.parameters(), 1, error_if_nonfinite=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -75,6 +77,7 @@ def scale_to_norm_(
     max_norm: float,
     foreach: bool | None = None,
     name: Name = by_index,
+    scale_: Callable[[GradientNorm, Tensor], None] | None = None,
 ) -> None:
     """Scales gradients so that their norm is at most `max_norm`.
 
@@ -85,6 +88,8 @@ def scale_to_norm_(
         max_norm (float): The largest norm.
         foreach (bool | None): For gradients that are left to torch.
         name (Name): Names a parameter in errors.
+        scale_ (Callable[[GradientNorm, Tensor], None] | None): Used in place
+            of `gradients.scale_`.
 
     Raises:
         NotImplementedError: Elements of a gradient share memory, or it is the
@@ -112,7 +117,7 @@ def scale_to_norm_(
         total_norm = replicated(norm.total_norm, mesh)
         clip_grads_with_norm_(left, max_norm, total_norm, foreach)
     if scaled:
-        gradients.scale_(norm, coefficient)
+        (scale_ or gradients.scale_)(norm, coefficient)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ __all__ = [
     "are_plain",
     "by_dtype",
     "full",
+    "multiply_",
     "on_device",
     "replicated",
 ]
@@ -121,7 +122,7 @@ class Gradients(ABC):
         if not groups:
             groups = [grads] if grads[0].is_cpu else by_dtype(grads)
         for group in groups:
-            _multiply_(group, coefficient.to(group[0].device))
+            multiply_(group, coefficient.to(group[0].device))
 
     def clamp_(
         self,
@@ -179,7 +180,7 @@ class Gradients(ABC):
             torch._foreach_clamp_max_(group, clip_value)
 
 
-def _multiply_(grads: _Tensors, coefficient: Tensor) -> None:
+def multiply_(grads: _Tensors, coefficient: Tensor) -> None:
     """Multiplies gradients by a coefficient, in place, with torch's bits.
 
     On CUDA, torch multiplies gradients by a coefficient of another dtype one

@@ -52,6 +52,7 @@ class ClipSettings:
     norm_type: float
     error_if_nonfinite: bool = False
     foreach: bool | None = None
+    cuda_graph: bool | None = None
 
     @classmethod
     def of(cls, hook: Any) -> ClipSettings:
@@ -59,7 +60,7 @@ class ClipSettings:
 
         Args:
             hook (GradientClippingHook): A hook of this package or of
-                RoboOrchardLab, which lacks the last two settings.
+                RoboOrchardLab, which lacks the last three settings.
 
         Returns:
             ClipSettings: The settings.
@@ -71,6 +72,7 @@ class ClipSettings:
             hook.norm_type,
             getattr(hook, "error_if_nonfinite", False),
             getattr(hook, "foreach", None),
+            getattr(hook, "cuda_graph", None),
         )
 
     def bound(self) -> float:
@@ -192,6 +194,26 @@ def clip_gradients(
         refuse(params, without_foreach, name)
 
     def clip() -> torch.Tensor | None:
+        if settings.cuda_graph:
+            from robo_orchard_fasthooks._clipping import replay
+
+            if not by_norm:
+                if replay.clip_by_value(
+                    gradients, params, bound, settings.foreach
+                ):
+                    return None
+            elif (
+                total_norm := replay.clip_by_norm(
+                    gradients,
+                    params,
+                    bound,
+                    settings.norm_type,
+                    settings.error_if_nonfinite,
+                    settings.foreach,
+                    name,
+                )
+            ) is not None:
+                return total_norm
         if not by_norm:
             clip_by_value(gradients, params, bound, settings.foreach, name)
             return None

@@ -1,0 +1,291 @@
+"""The CUDA side of replayed clipping, as far as it goes without a GPU.
+
+`torch.cuda` and Triton are replaced by records of what was asked of them; that
+what they are asked is right was never tried on a GPU.
+"""
+
+import sys
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from helpers.cuda_trace import recorded
+from helpers.gradients import same_bits
+from robo_orchard_fasthooks._clipping import replay, scale_once
+from robo_orchard_fasthooks._clipping.algorithm import scale_to_norm_
+from robo_orchard_fasthooks._clipping.gradients import GradientNorm, on_device
+from robo_orchard_fasthooks._clipping.norms import norm_of_gradients
+
+KERNEL = "robo_orchard_fasthooks._clipping.scale_kernel"
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What torch.cuda was asked, in order."""
+    found = []
+
+    class Graph:
+        def capture_begin(self, **kwargs):
+            found.append(("begin", kwargs))
+
+        def capture_end(self):
+            found.append("end")
+
+        def replay(self):
+            found.append("replay")
+
+        def reset(self):
+            found.append("reset")
+
+    @contextmanager
+    def stream(which):
+        found.append(("on", which))
+        yield
+        found.append(("off", which))
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "side stream")
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    return found
+
+
+BEGIN = ("begin", {"capture_error_mode": "thread_local"})
+
+
+def test_a_capture(calls):
+    result = torch.tensor(2.0)
+    graph = replay.CudaGraph(lambda: calls.append("work") or result)
+    assert calls == [
+        ("on", "side stream"),
+        *(BEGIN, "work", "end"),
+        ("off", "side stream"),
+    ]
+    calls.clear()
+    copies = [graph.replay()]
+    result.fill_(3.0)  # As the next replay does.
+    copies.append(graph.replay())
+    assert copies == [2.0, 3.0]
+    graph.release()
+    assert calls == ["replay", "replay", "reset"]
+
+
+def test_a_replay_without_a_result(calls):
+    graph = replay.CudaGraph(lambda: None)
+    assert graph.replay() is None
+    assert calls[-1] == "replay"
+
+
+def test_a_capture_whose_work_fails_is_ended(calls):
+    with pytest.raises(ZeroDivisionError):
+        replay.CudaGraph(lambda: 1 / 0)
+    assert calls[1:3] == [BEGIN, "end"]
+
+
+@pytest.mark.parametrize(
+    ("capturing", "devices", "expected"),
+    [(False, (0, 0), True), (True, (0, 0), False), (False, (0, 1), False)],
+)
+def test_where(monkeypatch, capturing, devices, expected):
+    """Never in somebody else's capture, nor on two devices."""
+    monkeypatch.setattr(
+        torch.cuda, "is_current_stream_capturing", lambda: capturing
+    )
+    monkeypatch.setattr(torch.cuda, "device", lambda index: recorded())
+    with FakeTensorMode():
+        grads = [torch.empty(2, device=f"cuda:{index}") for index in devices]
+    assert replay._on_cuda(grads) is expected
+
+
+def test_not_on_a_cpu_and_not_with_rocm(monkeypatch):
+    assert not replay._on_cuda([torch.ones(2)])
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    with FakeTensorMode():
+        assert not replay._on_cuda([torch.empty(2, device="cuda")])
+
+
+def test_fake_tensors_are_not_captured():
+    with FakeTensorMode():
+        params = [torch.nn.Parameter(torch.empty(2, device="cuda"))]
+        params[0].grad = torch.empty(2, device="cuda")
+        gradients = replay.LocalGradients()
+        assert replay.clip_by_norm(gradients, params, 1.0) is None
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [(torch.float32,), (torch.bfloat16, torch.float32, torch.float64)],
+    ids=str,
+)
+def test_what_is_captured_does_not_copy_from_the_host(dtypes):
+    """A second call, as a capture is: the first has planned everything."""
+    gradients = replay.LocalGradients()
+    with FakeTensorMode():
+        params = []
+        for index in range(12):
+            dtype = dtypes[index % len(dtypes)]
+            value = torch.empty(8, dtype=dtype, device="cuda")
+            params.append(torch.nn.Parameter(value))
+            params[-1].grad = torch.empty_like(params[-1])
+
+        def clip():
+            with torch.no_grad(), recorded() as found, Sources() as sources:
+                norm = norm_of_gradients(gradients, params)
+                scale_to_norm_(gradients, params, norm, 1.0)
+            return found, sources
+
+        clip()
+        done, copied = clip()
+        with Sources() as control:
+            on_device([1, 2], params[0].device)
+    assert control.copies == 1
+    assert copied.copies == 0
+    assert done.waits == []
+    assert done.ops
+
+
+class Sources(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts copies from the host."""
+
+    copies = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "_to_copy" in str(func) and args[0].is_cpu:
+            self.copies += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def usable(monkeypatch):
+    monkeypatch.setattr(scale_once.Tables, "usable", True)
+
+
+def gradients():
+    grads = [torch.arange(1.0, 6), torch.arange(4.0).double(), torch.ones(())]
+    return grads, [grad.clone() for grad in grads]
+
+
+def multiplied(grads):
+    tables = scale_once.Tables(grads)
+    tables.multiply_(
+        GradientNorm(torch.tensor(1.0), grads), torch.tensor(0.25)
+    )
+
+
+def clamped(grads):
+    scale_once.Tables(grads, 1.5).clamp_(grads)
+
+
+def assert_foreach(clips, grads, before):
+    expected = [
+        grad * 0.25 if clips is multiplied else grad.clamp(-1.5, 1.5)
+        for grad in before
+    ]
+    assert all(map(same_bits, grads, expected))
+
+
+BOTH = pytest.mark.parametrize("clips", [multiplied, clamped])
+
+
+@BOTH
+def test_without_triton(usable, monkeypatch, clips):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, KERNEL, raising=False)
+    grads, before = gradients()
+    with pytest.warns(UserWarning, match="foreach.* triton") as warned:
+        clips(grads)
+    assert len(warned) == 1
+    assert_foreach(clips, grads, before)
+    grads, before = gradients()
+    clips(grads)  # A warning would be an error.
+    assert_foreach(clips, grads, before)
+
+
+class FakeKernel:
+    """Takes the place of the kernel's module."""
+
+    CHUNK = SimpleNamespace(value=4)
+    DTYPES = {
+        f"torch.{name}": name
+        for name in ("float32", "bfloat16", "float16", "float64")
+    }
+
+    def __init__(self, error=None):
+        self.error = error
+        self.launches = []
+        self.clip_kernel = self
+
+    def __getitem__(self, grid):
+        def launch(*args, **options):
+            if self.error is not None:
+                raise self.error
+            self.launches.append((grid, *args[1:]))
+            self.table = args[0]
+
+        return launch
+
+
+def plant(monkeypatch, kernel):
+    module = ModuleType(KERNEL)
+    module.__dict__.update(
+        {
+            name: getattr(kernel, name)
+            for name in ("CHUNK", "DTYPES", "clip_kernel")
+        }
+    )
+    monkeypatch.setitem(sys.modules, KERNEL, module)
+    monkeypatch.setattr(
+        sys.modules["robo_orchard_fasthooks._clipping"],
+        "scale_kernel",
+        module,
+        raising=False,
+    )
+
+
+@BOTH
+def test_a_launch_that_fails(usable, monkeypatch, clips):
+    kernel = FakeKernel(ValueError("no such card"))
+    plant(monkeypatch, kernel)
+    grads, before = gradients()
+    with pytest.warns(UserWarning, match="ValueError: no such") as warned:
+        clips(grads)
+    assert len(warned) == 1
+    assert_foreach(clips, grads, before)
+    kernel.error = None
+    grads, before = gradients()
+    clips(grads)
+    assert not kernel.launches
+    assert_foreach(clips, grads, before)
+
+
+def test_tables(usable, monkeypatch):
+    """Lengths of billions, without their memory."""
+    kernel = FakeKernel()
+    plant(monkeypatch, kernel)
+    one = torch.ones(1)
+    large = SimpleNamespace(
+        data_ptr=lambda: 16, numel=lambda: 5 * 2**30, device=one.device
+    )
+    monkeypatch.setattr(
+        torch.Tensor, "data_ptr", lambda tensor: tensor.data_ptr()
+    )
+    table, rows, chunks = scale_once._table([large, large], -0.5, 65536)
+    assert (rows, chunks) == (2, 2 * 5 * 2**14)
+    expected = [16, 16, 0, 5 * 2**14, 5 * 2**30, 5 * 2**30]
+    assert table[:-1].tolist() == expected
+    assert table[-1:].view(torch.float64).item() == -0.5
+
+
+def test_a_launch_for_each_dtype(usable, monkeypatch):
+    kernel = FakeKernel()
+    plant(monkeypatch, kernel)
+    grads, before = gradients()
+    multiplied(grads)
+    # Five elements are two chunks of four.
+    launches = {launch[3]: launch[:2] for launch in kernel.launches}
+    assert launches == {"float32": ((2,), 1), "float64": ((1,), 1)}
+    # The 0-dim one is not the kernel's.
+    assert grads[2] == 0.25
+    assert all(map(torch.equal, grads[:2], before[:2]))

@@ -1,0 +1,652 @@
+"""When clipping is captured in a CUDA graph and replayed.
+
+A GPU is not needed: a stand-in takes the place of the graph. Everything that
+is asserted of gradients is torch's own result.
+"""
+
+import gc
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import robo_orchard_fasthooks
+from helpers.fake_graph import FakeGraphs
+from helpers.gradients import same_bits
+from robo_orchard_fasthooks._clipping import replay
+from robo_orchard_fasthooks._clipping.step import ClipSettings
+from robo_orchard_fasthooks.clip import clip_grad_norm_, clip_grad_value_
+
+SHAPES = ((3, 4), (5,), (), (2, 2, 2))
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    return FakeGraphs(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def parameters(dtypes=(torch.float32,)):
+    """Parameters with gradients."""
+    params = [
+        torch.nn.Parameter(torch.zeros(s, dtype=dtypes[n % len(dtypes)]))
+        for n, s in enumerate(SHAPES)
+    ]
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    return params
+
+
+class Clips:
+    """Clips by a function and asserts that the result is torch's."""
+
+    def __init__(self):
+        self.seed = 0
+        self.norms = []
+
+    def norm(self, params, max_norm=1.0, norm_type=2.0, **kwargs):
+        expected = self.fill(params)
+        total = torch.nn.utils.clip_grad_norm_(expected, max_norm, norm_type)
+        got = clip_grad_norm_(
+            params, max_norm, norm_type, cuda_graph=True, **kwargs
+        )
+        assert same_bits(got, total)
+        self.norms.append((got, total))
+        # No later call has changed an earlier result.
+        assert all(same_bits(*pair) for pair in self.norms)
+        self.assert_same(params, expected)
+
+    def value(self, params, clip_value=0.5):
+        expected = self.fill(params)
+        torch.nn.utils.clip_grad_value_(expected, clip_value)
+        assert clip_grad_value_(params, clip_value, cuda_graph=True) is None
+        self.assert_same(params, expected)
+
+    def fill(self, params):
+        """New values in the same memory, and a copy of all."""
+        self.seed += 1
+        generator = torch.Generator().manual_seed(self.seed)
+        copies = []
+        for param in params:
+            copies.append(torch.nn.Parameter(param.detach().clone()))
+            if param.grad is not None:
+                shape = param.grad.shape
+                param.grad.copy_(torch.randn(shape, generator=generator))
+                copies[-1].grad = param.grad.clone()
+        return copies
+
+    def assert_same(self, params, expected):
+        for param, copy in zip(params, expected, strict=True):
+            if param.grad is not None:
+                assert same_bits(param.grad, copy.grad)
+
+
+@pytest.fixture
+def clips():
+    replay._REPLAYS.clear()
+    return Clips()
+
+
+@pytest.mark.parametrize("clip_by", ["norm", "value"])
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32,), (torch.float64, torch.bfloat16)], ids=str
+)
+def test_from_the_fourth_call_on(graphs, clips, clip_by, dtypes):
+    params = parameters(dtypes)
+    seen = []
+    for _ in range(6):
+        getattr(clips, clip_by)(params)
+        seen.append((graphs.attempts, graphs.replays))
+    assert seen == [(0, 0), (0, 0), (1, 0), (1, 1), (1, 2), (1, 3)]
+    assert graphs.ordinary == (4 if clip_by == "norm" else 0)
+
+
+def other_addresses(params, graphs):
+    for param in params:
+        param.grad = param.grad.clone()
+
+
+def another_address(params, graphs):
+    params[-1].grad = params[-1].grad.clone()
+
+
+def missing(params, graphs):
+    params[1].grad = None
+
+
+def another_stream(params, graphs):
+    graphs.queue = "stream 1"
+
+
+def other_strides(params, graphs):
+    grad = params[0].grad
+    params[0].grad = grad.as_strided((3, 4), (1, 3))
+
+
+def another_shape(params, graphs):
+    grad = params[1].grad
+    params[1].data = torch.zeros(5, 1)
+    params[1].grad = None
+    params[1].grad = grad.view(5, 1)
+
+
+def fewer_elements(params, graphs):
+    grad = params[1].grad
+    params[1].data = torch.zeros(4)
+    params[1].grad = None
+    params[1].grad = grad[:4]
+
+
+def another_dtype(params, graphs):
+    grad = params[1].grad
+    params[1].data = params[1].data.half()
+    params[1].grad = None
+    params[1].grad = grad.view(torch.half)[:5]
+
+
+def smaller(params, graphs):
+    params.pop()
+
+
+CHANGES = (
+    *(other_addresses, another_address, missing, another_stream),
+    *(other_strides, another_shape, fewer_elements, another_dtype, smaller),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_gradients_that_have_changed_are_not_replayed(graphs, clips, change):
+    params = parameters()
+    for _ in range(4):
+        clips.norm(params)
+    assert graphs.replays == 1
+    change(params, graphs)
+    for _ in range(3):
+        clips.norm(params)
+    assert graphs.replays == 1
+    clips.norm(params)
+    assert (graphs.attempts, graphs.replays) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((1.0, 2.0), (1.5, 2.0)),
+        ((1.0, 2.0), (1.0, 1.0)),
+        ((1.0, 2.0), (1.0, float("inf"))),
+        ((0.0, 2.0), (-0.0, 2.0)),
+    ],
+    ids=str,
+)
+def test_settings_that_have_changed_are_not_replayed(
+    graphs, clips, first, second
+):
+    params = parameters()
+    for _ in range(4):
+        clips.norm(params, *first)
+    clips.norm(params, *second)
+    assert graphs.replays == 1
+    clips.norm(params, *first)
+    assert (graphs.attempts, graphs.replays) == (1, 2)
+
+
+def test_another_way_of_clipping_is_not_replayed(graphs, clips):
+    params = parameters()
+    for _ in range(5):
+        clips.norm(params, 0.5)
+        clips.value(params, 0.5)
+    assert (graphs.attempts, graphs.replays) == (2, 4)
+
+
+def test_what_the_queue_depends_on(monkeypatch):
+    """The device, the stream, autocast, and whether the kernel is used."""
+    device = torch.device("cuda:0")
+    current = type("Stream", (), {"cuda_stream": 7})
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    found = [replay._queue(device), replay._queue(torch.device("cuda:1"))]
+    current.cuda_stream = 8
+    found.append(replay._queue(device))
+    with torch.autocast("cpu"):
+        assert replay._queue(device) == found[-1]
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
+    found.append(replay._queue(device))
+    monkeypatch.setattr(replay.Tables, "usable", not replay.Tables.usable)
+    found.append(replay._queue(device))
+    assert len(set(found)) == 5
+
+
+def test_a_missing_gradient_that_comes_back(graphs, clips):
+    params = parameters()
+    for _ in range(4):
+        clips.norm(params)
+    grad, params[1].grad = params[1].grad, None
+    clips.norm(params)
+    assert graphs.replays == 1
+    params[1].grad = grad
+    clips.norm(params)
+    assert (graphs.attempts, graphs.replays) == (1, 2)
+
+
+def test_addresses_that_alternate(graphs, clips):
+    """As two lists of one length do, and the allocator's memory may."""
+    lists = [parameters(), parameters()]
+    for _ in range(6):
+        for params in lists:
+            clips.norm(params)
+    assert (graphs.attempts, graphs.replays) == (2, 6)
+
+
+def test_repeated_misses_end_attempts_for_long(graphs, clips, monkeypatch):
+    keys = []
+    real = replay._key
+    monkeypatch.setattr(
+        replay, "_key", lambda *args: keys.append(0) or real(*args)
+    )
+    params = parameters()
+    kept = []
+    for _ in range(replay._DEBT + 1):
+        kept.append([param.grad for param in params])
+        other_addresses(params, graphs)
+        clips.norm(params)
+    assert len(keys) == replay._DEBT + 1
+    clips.norms.clear()
+    for _ in range(replay._REST):  # The same gradients, and nothing is tried.
+        clips.norm(params)
+        clips.norms.clear()
+    assert len(keys) == replay._DEBT + 1
+    assert graphs.attempts == 0
+    for _ in range(4):
+        clips.norm(params)
+    assert (graphs.attempts, graphs.replays) == (1, 1)
+
+
+def test_captures_that_do_not_pay_end(graphs, clips):
+    """Gradients that move after every fifth call."""
+    params = parameters()
+    kept = []
+    for _ in range(100):
+        kept.append([param.grad for param in params])
+        other_addresses(params, graphs)
+        for _ in range(5):
+            clips.norm(params)
+    assert 1 < graphs.attempts < 8
+    assert not graphs.alive
+
+
+def test_a_bound_that_follows_a_schedule(graphs, clips):
+    params = parameters()
+    for step in range(200):
+        clips.norm(params, 1 + step / 100)
+    assert graphs.attempts == 0
+
+
+def test_a_bound_that_changes_seldom(graphs, clips):
+    params = parameters()
+    for step in range(400):
+        clips.norm(params, 1.0 + step // 100)
+    assert graphs.attempts == 4
+    assert graphs.replays == 400 - 3 * 4
+
+
+def test_graphs_are_bounded(graphs, clips):
+    lists = [parameters() for _ in range(3 * replay._KEYS)]
+    for params in lists:
+        for _ in range(30):
+            clips.norm(params)
+        assert len(graphs.alive) <= replay._KEYS
+    assert graphs.attempts == len(lists)
+    # The one that was used last is kept.
+    replays = graphs.replays
+    clips.norm(lists[-1])
+    clips.norm(lists[-replay._KEYS])
+    assert graphs.replays == replays + 2
+    clips.norm(lists[0])
+    assert graphs.replays == replays + 2
+
+
+def test_a_graph_in_use_is_kept(graphs, clips):
+    first = parameters()
+    others = [parameters() for _ in range(2 * replay._KEYS)]
+    for params in (first, *others):
+        for _ in range(30):
+            clips.norm(params)
+        replays = graphs.replays
+        clips.norm(first)
+        assert graphs.replays == replays + 1
+
+
+def test_a_capture_that_fails(graphs, clips):
+    params = parameters()
+    graphs.fails = True
+    for _ in range(2):
+        clips.norm(params)
+    with pytest.warns(UserWarning, match="captured: RuntimeError: capture"):
+        clips.norm(params)
+    graphs.fails = False
+    for _ in range(2 * replay._REST):
+        clips.norm(params)
+        clips.norms.clear()
+    assert (graphs.attempts, graphs.replays) == (1, 0)
+
+
+@pytest.mark.parametrize("clip_by", ["norm", "value"])
+def test_a_replay_that_fails(graphs, clips, clip_by):
+    params, clip = parameters(), getattr(clips, clip_by)
+    for _ in range(4):
+        clip(params)
+    graphs.breaks = True
+    with pytest.warns(UserWarning, match="replayed: RuntimeError: replay"):
+        clip(params)
+    assert not graphs.alive
+    graphs.breaks = False
+    for _ in range(5):
+        clip(params)
+    assert (graphs.attempts, graphs.replays) == (1, 1)
+
+
+def test_a_warning_that_is_an_error(graphs, clips):
+    params = parameters()
+    graphs.fails = True
+    for _ in range(2):
+        clips.norm(params)
+    expected = clips.fill(params)
+    torch.nn.utils.clip_grad_norm_(expected, 1.0)
+    with warnings.catch_warnings(), pytest.raises(UserWarning):
+        warnings.simplefilter("error")
+        clip_grad_norm_(params, 1.0, cuda_graph=True)
+    clips.assert_same(params, expected)
+    for _ in range(5):
+        clips.norm(params)
+
+
+def test_an_error_of_the_ordinary_way(graphs, clips, monkeypatch):
+    params = parameters()
+    real = replay.norm_of_gradients
+    for _ in range(2):
+        clips.norm(params)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            replay, "norm_of_gradients", lambda *args: 1 / 0 or real(*args)
+        )
+        before = [param.grad.clone() for param in params]
+        with pytest.raises(ZeroDivisionError):
+            clip_grad_norm_(params, 1.0, cuda_graph=True)
+    assert all(
+        same_bits(param.grad, grad)
+        for param, grad in zip(params, before, strict=True)
+    )
+    assert graphs.attempts == 0
+    for _ in range(2):
+        clips.norm(params)
+    assert (graphs.attempts, graphs.replays) == (1, 1)
+
+
+def test_a_thread_that_comes_during_a_replay(graphs):
+    """It neither waits nor replays: the first has yet to copy the norm."""
+    lists = [parameters(), parameters()]
+    gradients = replay.LocalGradients()
+    clips = [Clips(), Clips()]
+
+    def clip(index):
+        params = lists[index]
+        expected = clips[index].fill(params)
+        total = torch.nn.utils.clip_grad_norm_(expected, 1.0)
+        got = replay.clip_by_norm(gradients, params, 1.0)
+        assert same_bits(got, total)
+        clips[index].assert_same(params, expected)
+
+    for _ in range(3):
+        clip(0)
+        clip(1)
+    failures = []
+
+    def second():
+        try:
+            clip(1)
+        except BaseException as error:
+            failures.append(error)
+
+    def meanwhile():
+        graphs.after_replay = lambda: None
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+
+    graphs.after_replay = meanwhile
+    clip(0)
+    assert not failures
+    assert graphs.replays == 1
+    clip(1)
+    assert graphs.replays == 2
+
+
+def test_threads_have_graphs_of_their_own(graphs):
+    failures = []
+
+    def run():
+        try:
+            params, clips = parameters(), Clips()
+            for _ in range(20):
+                clips.norm(params)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert graphs.attempts == 4
+    assert graphs.replays == 4 * 17
+
+
+class Training:
+    """A hook with cuda_graph=True, and an optimizer."""
+
+    def __init__(self, accelerator, cuda_graph=True):
+        self.accelerator = accelerator
+        config = robo_orchard_fasthooks.GradientClippingHookConfig(
+            clip_mode="norm", max_norm=1.0, cuda_graph=cuda_graph
+        )
+        self.hook = config()
+        self.params = parameters()
+        self.optimizer = torch.optim.SGD(self.params, lr=1)
+        self.clips = Clips()
+
+    def step(self):
+        expected = self.clips.fill(self.params)
+        if self.accelerator.sync_gradients:
+            total = torch.nn.utils.clip_grad_norm_(
+                expected, self.hook.max_norm
+            )
+        args = robo_orchard_fasthooks.PipelineHookArgs(
+            self.accelerator, optimizer=self.optimizer
+        )
+        with self.hook.begin("on_step", args):
+            pass
+        if self.accelerator.sync_gradients:
+            assert same_bits(self.hook.total_norm, total)
+        self.clips.assert_same(self.params, expected)
+
+
+def test_two_optimizers_and_one_hook(graphs, accelerator):
+    first, second = Training(accelerator), Training(accelerator)
+    second.hook = first.hook
+    for _ in range(6):
+        first.step()
+        second.step()
+    assert (graphs.attempts, graphs.replays) == (2, 6)
+
+
+def test_graphs_go_with_their_optimizer(graphs, accelerator):
+    training = Training(accelerator)
+    for _ in range(5):
+        training.step()
+    (graph,) = graphs.alive
+    graphs.alive.clear()
+    graph = weakref.ref(graph)
+    grads = [weakref.ref(param.grad) for param in training.params]
+    others = [param.grad.clone() for param in training.params]
+    for param, grad in zip(training.params, others, strict=True):
+        param.grad = grad
+    # Neither the graph nor what was prepared for it holds gradients.
+    gc.collect()
+    assert not [grad for grad in grads if grad() is not None]
+    assert graph() is not None
+    optimizer = weakref.ref(training.optimizer)
+    del training
+    gc.collect()
+    assert optimizer() is None
+    assert graph() is None
+
+
+def test_gradient_accumulation(graphs):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    training = Training(accelerator)
+    for _ in range(12):
+        with accelerator.accumulate():
+            training.step()
+    assert (graphs.attempts, graphs.replays) == (1, 3)
+
+
+def test_a_hook_whose_bound_follows_a_schedule(graphs, accelerator):
+    training = Training(accelerator)
+    for step in range(100):
+        training.hook.max_norm = 2.0 - step / 100
+        training.step()
+    assert (graphs.attempts, graphs.replays) == (0, 0)
+
+
+@pytest.mark.parametrize("cuda_graph", [None, False])
+def test_off(graphs, accelerator, cuda_graph):
+    training = Training(accelerator, cuda_graph)
+    for _ in range(5):
+        training.step()
+    params = parameters()
+    for _ in range(5):
+        clip_grad_norm_(params, 1.0, cuda_graph=cuda_graph)
+        clip_grad_value_(params, 1.0, cuda_graph=cuda_graph)
+    assert (graphs.attempts, graphs.ordinary) == (0, 0)
+
+
+def test_it_can_be_switched_on_and_off(graphs, accelerator):
+    training = Training(accelerator, None)
+    training.step()
+    assert graphs.ordinary == 0
+    training.hook.cuda_graph = True
+    training.step()
+    assert graphs.ordinary == 1
+
+
+def test_off_by_default():
+    config = robo_orchard_fasthooks.GradientClippingHookConfig(
+        clip_mode="norm", max_norm=1.0
+    )
+    assert config.cuda_graph is None
+    assert config().cuda_graph is None
+    changed = config.replace(cuda_graph=True)
+    text = changed.to_str(format="json")
+    assert type(config).from_str(text, format="json").cuda_graph is True
+
+    class OfRoboOrchardLab:
+        clip_mode, clip_value, max_norm, norm_type = "norm", None, 1.0, 2.0
+
+    assert ClipSettings.of(OfRoboOrchardLab).cuda_graph is None
+
+
+def test_the_keyword_is_not_positional():
+    for clip in (clip_grad_norm_, clip_grad_value_):
+        with pytest.raises(TypeError, match="positional"):
+            clip([], 1.0, *[None] * 10)
+    with pytest.raises(TypeError, match="positional"):
+        clip_grad_norm_([], 1.0, 2.0, False, None, True)
+
+
+def test_no_effect_on_a_cpu(clips, accelerator):
+    """Nothing of the graphs is replaced here."""
+    params = parameters((torch.float32, torch.bfloat16))
+    for _ in range(5):
+        clips.norm(params)
+        clips.value(params)
+    training = Training(accelerator)
+    training.step()
+    assert not len(replay._REPLAYS)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1.0])
+def test_error_if_nonfinite(clips, monkeypatch, value):
+    """The host reads the norm, so that it is never captured."""
+    monkeypatch.setattr(replay, "_on_cuda", lambda grads: True)
+    monkeypatch.setattr(replay.Tables, "usable", False)
+    params = parameters()
+    for _ in range(5):
+        for param in params:
+            param.grad.fill_(value)
+        if value == 1:
+            clip_grad_norm_(params, 1.0, 2.0, True, cuda_graph=True)
+            continue
+        with pytest.raises(RuntimeError, match="parameter 0"):
+            clip_grad_norm_(params, 1.0, 2.0, True, cuda_graph=True)
+        assert all(param.grad.isnan().all() for param in params)
+    assert not len(replay._REPLAYS)
+
+
+class Mine(torch.Tensor):
+    pass
+
+
+def sparse(params):
+    params[1].grad = params[1].grad.to_sparse()
+
+
+def subclass(params):
+    params[1].grad = params[1].grad.as_subclass(Mine)
+
+
+def shared(params):
+    params[1].grad = torch.zeros(5)
+    params.append(torch.nn.Parameter(torch.zeros(5)))
+    params[-1].grad = params[1].grad
+
+
+def none(params):
+    for param in params:
+        param.grad = None
+
+
+@pytest.mark.parametrize("change", [sparse, subclass, shared, none])
+def test_gradients_that_are_not_for_a_graph(graphs, change):
+    params = parameters()
+    change(params)
+    gradients = replay.LocalGradients()
+    assert replay.clip_by_norm(gradients, params, 1.0) is None
+    assert not replay.clip_by_value(gradients, params, 1.0)
+
+
+@pytest.mark.parametrize("layout", ["complex", "transposed"])
+def test_gradients_that_are_not_clamped_by_a_graph(graphs, layout):
+    params = parameters()
+    if layout == "complex":
+        params[0].data = params[0].data.cfloat()
+        params[0].grad = None
+        params[0].grad = torch.zeros(3, 4, dtype=torch.cfloat)
+    else:
+        params[0].grad = torch.zeros(4, 3).t()
+    gradients = replay.LocalGradients()
+    assert not replay.clip_by_value(gradients, params, 1.0)
+    assert replay.clip_by_norm(gradients, params, 1.0) is not None
+
+
+def test_foreach_false_is_not_replayed(graphs):
+    params, gradients = parameters(), replay.LocalGradients()
+    assert replay.clip_by_norm(gradients, params, 1.0, foreach=False) is None
+    assert not replay.clip_by_value(gradients, params, 1.0, foreach=False)

@@ -1,0 +1,181 @@
+"""The kernel's bits against those of torch's foreach functions."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from helpers.gradients import same_bits
+from robo_orchard_fasthooks._clipping.gradients import GradientNorm
+from robo_orchard_fasthooks._clipping.scale_once import Tables
+
+# NumPy warns of NaN and of overflows in what the kernel computes.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SIZES = (1, 2, 3, 7, 8, 15, 16, 63, 65, 2047, 2048, 2049, 4096, 8190)
+LARGE = (65535, 65536, 65537, 140_000)
+COEFFICIENTS = (0.37, 1e-3, 0.99999994, 0.998, 1.0, 0.0, -0.5, math.nan)
+CLIP_VALUES = (0.5, 1e-3, 1e-45, 0.1, 0.0, math.inf, -1.0, math.nan)
+
+
+def values(size, dtype, seed=0):
+    """Numbers of every exponent, with all that is special among them."""
+    generator = torch.Generator().manual_seed(seed)
+    low, high = (-24, 10) if dtype == torch.float16 else (-140, 20)
+    exponents = torch.randint(low, high, (size,), generator=generator)
+    found = torch.randn(size, generator=generator, dtype=torch.float64)
+    found = (found * exponents.double().exp2()).to(dtype)
+    info = torch.finfo(dtype)
+    special = (
+        *(math.nan, math.inf, -math.inf, -0.0, 0.0),
+        *(info.tiny, info.tiny / 4, -info.tiny / 4, info.max, info.min),
+    )
+    for index, value in enumerate(special):
+        found[index * 7 :: 997] = value
+    return found
+
+
+def cut(flat, sizes, offset, gap):
+    """Tensors of these sizes that lie in one, and so at any alignment."""
+    grads = []
+    for size in sizes:
+        grads.append(flat[offset : offset + size])
+        offset += size + gap
+    assert offset - gap <= len(flat)
+    return grads
+
+
+def assert_same(got, expected):
+    assert same_bits(got, expected), [
+        (index, got[index], expected[index])
+        for index in range(len(got))
+        if not same_bits(got[index], expected[index])
+    ][:5]
+
+
+def multiply(grads, coefficient):
+    norm = GradientNorm(torch.tensor(1.0), grads)
+    tables = Tables(grads)
+    assert tables._tables.keys() == {grad.dtype for grad in grads}
+    tables.multiply_(norm, coefficient)
+    assert Tables.usable
+
+
+def clamp(grads, clip_value):
+    tables = Tables(grads, clip_value)
+    assert tables._tables.keys() == {grad.dtype for grad in grads}
+    tables.clamp_(grads)
+    assert Tables.usable
+
+
+def foreach_clamp(grads, clip_value):
+    if not clip_value:
+        # On a CPU, -0.0 may stay. On CUDA, ForeachMinMaxFunctors.cuh gives
+        # the bound unless a gradient is larger, then smaller: 0.0 always.
+        for grad in grads:
+            grad[~grad.isnan()] = 0.0
+        return
+    torch._foreach_clamp_min_(grads, -clip_value)
+    torch._foreach_clamp_max_(grads, clip_value)
+
+
+@pytest.mark.parametrize("value", COEFFICIENTS)
+@pytest.mark.parametrize("coefficient_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_multiply(dtype, coefficient_dtype, value):
+    coefficient = torch.tensor(value, dtype=coefficient_dtype)
+    sizes = random.Random(value).sample(SIZES, len(SIZES))
+    for offset, gap in ((0, 0), (1, 0), (0, 1), (3, 2)):
+        flat = values(sum(SIZES) + 60, dtype)
+        expected = flat.clone()
+        torch._foreach_mul_(
+            cut(expected, sizes, offset, gap), coefficient.to(dtype)
+        )
+        multiply(cut(flat, sizes, offset, gap), coefficient)
+        assert_same(flat, expected)
+
+
+@pytest.mark.parametrize("value", CLIP_VALUES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_clamp(dtype, value):
+    for offset, gap in ((0, 0), (1, 1)):
+        flat = values(sum(SIZES) + 20, dtype)
+        expected = flat.clone()
+        foreach_clamp(cut(expected, SIZES, offset, gap), value)
+        clamp(cut(flat, SIZES, offset, gap), value)
+        assert_same(flat, expected)
+
+
+@pytest.mark.parametrize("clips", [multiply, clamp])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_several_chunks(dtype, offset, clips):
+    """What lies before, between and after gradients stays as it was."""
+    flat = values(sum(LARGE) + 20, dtype)
+    expected = flat.clone()
+    bound = torch.tensor(0.3, dtype=dtype) if clips is multiply else 0.3
+    reference = torch._foreach_mul_ if clips is multiply else foreach_clamp
+    reference(cut(expected, LARGE, offset, 4), bound)
+    clips(cut(flat, LARGE, offset, 4), bound)
+    assert_same(flat, expected)
+
+
+@pytest.mark.parametrize(
+    ("clips", "dtype"),
+    [*((multiply, dtype) for dtype in DTYPES), (clamp, torch.bfloat16)],
+    ids=str,
+)
+def test_2000_tensors(clips, dtype):
+    chosen = random.Random(0)
+    grads = [
+        values(chosen.choice([1, 5, 64, 200, 1000]), dtype, seed)
+        for seed in range(2000)
+    ]
+    expected = [grad.clone() for grad in grads]
+    bound = torch.tensor(0.123, dtype=dtype) if clips is multiply else 0.123
+    reference = torch._foreach_mul_ if clips is multiply else foreach_clamp
+    reference(expected, bound)
+    clips(grads, bound)
+    assert all(map(same_bits, grads, expected))
+
+
+def mixed():
+    """Of all dtypes, in any order, and some that the kernel is not for."""
+    grads = [values(300 + n, DTYPES[n % 4], n) for n in range(20)]
+    grads[3] = values(64, DTYPES[3], 1).view(8, 8).t()
+    grads[4] = values(1, DTYPES[0], 9)[0]
+    grads[5] = values(0, DTYPES[1], 9)
+    return grads
+
+
+def test_multiply_every_dtype():
+    grads, expected = mixed(), mixed()
+    norm = torch.tensor(0.37, dtype=torch.float64)
+    multiply(grads, norm)
+    for grad in expected:
+        grad.mul_(norm if not grad.dim() else norm.to(grad.dtype))
+    assert all(map(same_bits, grads, expected))
+
+
+def test_clamp_every_dtype():
+    grads, expected = mixed(), mixed()
+    clamp(grads, 0.37)
+    foreach_clamp(expected, 0.37)
+    assert all(map(same_bits, grads, expected))
+
+
+def test_complex_gradients_are_left_to_foreach():
+    grads = [values(8, torch.float32), torch.full((8,), 1 + 2j)]
+    Tables(grads).multiply_(
+        GradientNorm(torch.tensor(1.0), grads), torch.tensor(0.5)
+    )
+    assert torch.equal(grads[1], torch.full((8,), 0.5 + 1j))
+    assert same_bits(grads[0], values(8, torch.float32) * 0.5)
+
+
+def test_nothing_is_written_where_the_coefficient_is_one():
+    """Even a NaN keeps its payload."""
+    bits = torch.full((64,), 0x7FA12345, dtype=torch.int32)
+    multiply([bits.view(torch.float32)], torch.tensor(1.0))
+    assert (bits == 0x7FA12345).all()
