@@ -21,8 +21,9 @@ SLOWDOWNS = {
         '    hooks = getattr(self, "hooks", None)\n' * 2,
     ),
     "src/robo_orchard_fasthooks/_clipping/local.py": (
-        "        grads = self.local(params)\n",
-        "        grads = self.local(params)\n" * 2,
+        "        return self.norm_of(self.local(params), norm_type, foreach)\n",
+        "        self.local(params)\n"
+        "        return self.norm_of(self.local(params), norm_type, foreach)\n",
     ),
 }
 
