@@ -21,9 +21,8 @@ SLOWDOWNS = {
         '    hooks = getattr(self, "hooks", None)\n' * 2,
     ),
     "src/robo_orchard_fasthooks/_clipping/local.py": (
-        "        return self.norm_of(self.local(params), norm_type, foreach)\n",
-        "        self.local(params)\n"
-        "        return self.norm_of(self.local(params), norm_type, foreach)\n",
+        "self.norm_of(self.local(params), ",
+        "self.norm_of(self.local(params) and self.local(params), ",
     ),
 }
 
