@@ -124,7 +124,7 @@ def test_several_chunks(dtype, offset, clips):
 @pytest.mark.parametrize(
     ("clips", "dtype"),
     [*((multiply, dtype) for dtype in DTYPES), (clamp, torch.bfloat16)],
-    ids=str,
+    ids=lambda each: getattr(each, "__name__", str(each)),
 )
 def test_2000_tensors(clips, dtype):
     chosen = random.Random(0)
