@@ -15,7 +15,7 @@ from robo_orchard_core.utils import hook as core
 
 cimport cython
 from cpython.dict cimport PyDict_GetItemWithError, PyDict_Keys
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.object cimport PyObject
 
 from robo_orchard_fasthooks._args cimport PipelineHookArgs
 from robo_orchard_fasthooks._record cimport Recorder, Stats

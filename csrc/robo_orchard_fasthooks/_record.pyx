@@ -145,7 +145,9 @@ cdef class Recorder:
             befores = self._stats_of(hooks, "before")
             afters = self._stats_of(hooks, "after")
             if not len(befores) == len(afters) == len(hooks):
-                raise ValueError("stats_of has to return one Stats for each hook")
+                raise ValueError(
+                    "stats_of has to return one Stats for each hook"
+                )
             current = self.current = (hooks, befores, afters)
         return current[1] if phase == "before" else current[2]
 
