@@ -34,4 +34,4 @@ def test_two_ranks() -> None:
         [*processes.TORCHRUN, "2", clipping.__file__[:-3] + "_fsdp2.py"]
     )
     print(out)
-    assert out.count("ratio") == 2
+    assert out.count("ratio") == 4
