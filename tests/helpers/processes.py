@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+import torch.distributed as dist
 from filelock import FileLock
 
 TESTS = str(Path(__file__).parents[1])
@@ -44,6 +46,21 @@ def run(
             raise AssertionError("".join(process.communicate())) from None
     assert process.returncode == 0, out + err
     return out, err
+
+
+def end_rank() -> NoReturn:
+    """Ends the process of a rank, without finalizing its interpreter.
+
+    A thread of gloo that releases a tensor in an interpreter being finalized
+    aborts the process (https://github.com/pytorch/pytorch/pull/179291), and
+    torch 2.13 keeps these threads after destroy_process_group, once a device
+    mesh has been made.
+    """
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def once(folder: Path, fill: Callable[[Path], object]) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 from accelerate import Accelerator
 
+from helpers import processes
 from helpers.profiling import Clock
 from robo_orchard_fasthooks import HookContext, PipelineHooks
 from robo_orchard_fasthooks.profiler import HookProfiler
@@ -87,8 +88,7 @@ def main(folder):
     dist.barrier()
     found["after alone"] = outcome(lambda: third.table(accelerator, 2))
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+    processes.end_rank()
 
 
 if __name__ == "__main__":

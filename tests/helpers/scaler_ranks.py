@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 import robo_orchard_fasthooks as ours
+from helpers import processes
 from helpers.fp16 import FP16
 
 
@@ -66,7 +67,7 @@ def main():
         accelerator.scaler.step(optimizer)
         accelerator.scaler.update()
     print(f"rank {dist.get_rank()} works", flush=True)
-    dist.destroy_process_group()
+    processes.end_rank()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from helpers import processes
 from helpers.ranks import CASES, RANKS
 from helpers.ranks.cases import failures
 
@@ -39,7 +40,7 @@ def main(program, folder):
                 failures.append(traceback.format_exc())
             print(json.dumps([name, failures]), file=results, flush=True)
             meet()
-    dist.destroy_process_group()
+    processes.end_rank()
 
 
 if __name__ == "__main__":
