@@ -11,7 +11,11 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.amp.grad_scaler import OptState
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.experimental import implicit_replication
 
 import robo_orchard_fasthooks as ours
 from helpers import processes
@@ -155,6 +159,88 @@ def test_a_refusal_changes_nothing(accelerator, prepare, case):
         assert hook.total_norm is None
     optimizer.param_groups[0]["params"][1] = make_param(torch.zeros(3), None)
     assert_next_step_works(hook, accelerator, optimizer)
+
+
+@pytest.fixture
+def mesh():
+    dist.init_process_group(
+        "gloo", store=dist.HashStore(), rank=0, world_size=1
+    )
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("settings", [NORM, VALUE], ids=["norm", "value"])
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (["plain", "DTensor"], "is a DTensor and another one is plain, which"),
+        (["DTensor", "plain"], "is plain and another one is a DTensor, which"),
+    ],
+    ids="-".join,
+)
+def test_plain_beside_dtensor(
+    accelerator, prepare, mesh, order, message, settings
+):
+    """torch raises when it has unscaled the first gradient, of fp64."""
+    plain = torch.full((3,), 24.0)
+    both = {
+        "plain": plain,
+        "DTensor": DTensor.from_local(plain, mesh, [Shard(0)]),
+    }
+    grads = [plain.double(), *(both[kind].clone() for kind in order)]
+    params = [torch.nn.Parameter(torch.zeros_like(grad)) for grad in grads]
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    optimizer = prepare(*params)
+    hook = ours.GradientClippingHookConfig(**settings)()
+    for _ in range(2):
+        with pytest.raises(
+            NotImplementedError,
+            match=f"^the gradient of parameter 2 of group 0 .*{message}",
+        ):
+            run(hook, accelerator, optimizer)
+        for param in params:
+            local = getattr(param.grad, "_local_tensor", param.grad)
+            assert_same(local.float(), plain)
+    del optimizer.param_groups[0]["params"][2]
+    if order[0] == "plain":
+        assert_next_step_works(hook, accelerator, optimizer)
+
+
+def test_plain_beside_dtensor_of_another_dtype(accelerator, prepare, mesh):
+    """torch unscales these."""
+    sharded = DTensor.from_local(torch.zeros(3), mesh, [Shard(0)])
+    params = [
+        make_param(torch.zeros(3, dtype=torch.float64), None),
+        torch.nn.Parameter(sharded),
+    ]
+    params[0].grad = torch.full((3,), 24.0, dtype=torch.float64)
+    params[1].grad = torch.full_like(params[1], 32.0)
+    run(
+        ours.GradientClippingHookConfig(**BELOW)(),
+        accelerator,
+        prepare(*params),
+    )
+    assert params[0].grad.tolist() == [3.0] * 3
+    assert params[1].grad.full_tensor().tolist() == [4.0] * 3
+
+
+def test_plain_beside_dtensor_where_torch_replicates(
+    accelerator, prepare, mesh
+):
+    sharded = DTensor.from_local(torch.zeros(3), mesh, [Shard(0)])
+    params = [torch.nn.Parameter(sharded), make_param(torch.zeros(3), None)]
+    params[0].grad = torch.full_like(params[0], 32.0)
+    params[1].grad = torch.full((3,), 24.0)
+    with implicit_replication():
+        run(
+            ours.GradientClippingHookConfig(**BELOW)(),
+            accelerator,
+            prepare(*params),
+        )
+    assert params[0].grad.full_tensor().tolist() == [4.0] * 3
+    assert params[1].grad.tolist() == [3.0] * 3
 
 
 def test_a_parameter_of_an_unknown_fsdp_module(accelerator, prepare):

@@ -6,6 +6,7 @@ that begins with "the gradient of parameter 0", or None if nothing is.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 
 import torch
@@ -103,6 +104,7 @@ def unclippable(
     has failed, or if gradients have to be scaled. That is too late once they
     have been unscaled.
     """
+    mixed = _mixed()
 
     def fault(grad: Tensor) -> str | None:
         if not by_norm:
@@ -111,12 +113,45 @@ def unclippable(
                 or complex_(grad)
                 or overlapping(grad)
                 or product(grad)
+                or mixed(grad)
             )
         if grad.layout != torch.strided and not _has_norm(grad, norm_type):
             return sparse(grad)
         if grad.is_complex():
             return "is complex and cannot be unscaled by a GradScaler"
-        return overlapping(grad) or product(grad)
+        return overlapping(grad) or product(grad) or mixed(grad)
+
+    return fault
+
+
+def _mixed() -> Callable[[Tensor], str | None]:
+    """Makes a check that finds plain gradients beside DTensors.
+
+    GradScaler passes all gradients of one device and dtype to one kernel,
+    which raises if it gets both kinds, when those of other dtypes have been
+    unscaled.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    dispatcher = getattr(
+        getattr(module, "DTensor", None), "_op_dispatcher", None
+    )
+    # Set within torch.distributed.tensor.experimental.implicit_replication().
+    allowed = getattr(dispatcher, "_allow_implicit_replication", False)
+    kinds: dict[tuple[torch.device, torch.dtype], bool] = {}
+
+    def fault(grad: Tensor) -> str | None:
+        is_dtensor = hasattr(grad, "device_mesh")
+        first = kinds.setdefault((grad.device, grad.dtype), is_dtensor)
+        if allowed or is_dtensor == first:
+            return None
+        this, that = (
+            ("a DTensor", "plain") if is_dtensor else ("plain", "a DTensor")
+        )
+        return (
+            f"is {this} and another one is {that}, which a GradScaler cannot "
+            "unscale together; distribute both parameters, or train without "
+            "loss scaling, as in bf16"
+        )
 
     return fault
 

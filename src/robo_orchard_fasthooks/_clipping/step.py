@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from accelerate import DistributedType
 
+from robo_orchard_fasthooks._clipping.accelerator import (
+    as_norm,
+    clip_through,
+    clips_by_itself,
+)
 from robo_orchard_fasthooks._clipping.algorithm import (
     clip_by_norm,
     clip_by_value,
+)
+from robo_orchard_fasthooks._clipping.loss_scaling import (
+    unscaled,
+    will_unscale,
 )
 from robo_orchard_fasthooks._clipping.order import warn_if_stepped
 from robo_orchard_fasthooks._clipping.parameters import (
@@ -24,26 +29,12 @@ from robo_orchard_fasthooks._clipping.refusals import (
     unclippable,
     without_foreach,
 )
-from robo_orchard_fasthooks._clipping.scaling import (
-    is_accelerate_method,
-    unscaled,
-    will_unscale,
-)
 
 __all__ = ["ClipSettings", "clip_at_step", "clip_gradients"]
 
-# With other types (DeepSpeed, XLA, Megatron-LM), accelerate's own methods are
-# called: they reduce gradients first, or leave clipping to the backend.
-_CLIPPED_HERE = {
-    DistributedType.NO,
-    DistributedType.MULTI_CPU,
-    DistributedType.MULTI_GPU,
-    DistributedType.FSDP,
-}
 
-
-@dataclass(frozen=True, slots=True)
-class ClipSettings:
+# A frozen dataclass of as many fields takes seven times as long to make.
+class ClipSettings(NamedTuple):
     """The settings of one step; those of a hook may change between steps."""
 
     clip_mode: str
@@ -173,8 +164,15 @@ def clip_gradients(
     """
     bound = settings.bound()
     by_norm = settings.clip_mode == "norm"
-    if _clips_by_itself(accelerator, settings.clip_mode):
-        return _clip_through(settings, accelerator, optimizer)
+    if clips_by_itself(accelerator, settings.clip_mode):
+        return clip_through(
+            accelerator,
+            optimizer,
+            settings.clip_mode,
+            bound,
+            settings.norm_type,
+            settings.error_if_nonfinite,
+        )
 
     def models() -> list[torch.nn.Module]:
         found = [*getattr(accelerator, "_models", ()), model]
@@ -217,7 +215,7 @@ def clip_gradients(
         if not by_norm:
             clip_by_value(gradients, params, bound, settings.foreach, name)
             return None
-        return _as_norm(
+        return as_norm(
             clip_by_norm(
                 gradients,
                 params,
@@ -236,77 +234,3 @@ def clip_gradients(
     refuse(params, unclippable(by_norm, settings.norm_type), name)
     with unscaled(accelerator, optimizer, params):
         return clip()
-
-
-def _clip_through(
-    settings: ClipSettings, accelerator: Any, optimizer: Any
-) -> torch.Tensor | None:
-    """Clips by the accelerator's own method."""
-    by_norm = settings.clip_mode == "norm"
-    distributed_type = _distributed_type(accelerator)
-    if settings.error_if_nonfinite and by_norm:
-        raise ValueError(
-            "GradientClippingHook: error_if_nonfinite is not supported where "
-            "the accelerator clips by its own clip_grad_norm_ "
-            f"({type(accelerator).__name__}, {distributed_type}); leave it "
-            "False"
-        )
-    # Each parameter once: two groups may hold the same one.
-    params = {
-        param: None
-        for group in optimizer.param_groups
-        for param in group["params"]
-        if param.requires_grad and param.grad is not None
-    }
-    if not by_norm:
-        if params:
-            accelerator.clip_grad_value_(list(params), settings.clip_value)
-        return None
-    # DeepSpeed stores gradients outside of `grad`, but returns their norm.
-    if not params and distributed_type != DistributedType.DEEPSPEED:
-        return None
-    return _as_norm(
-        accelerator.clip_grad_norm_(
-            list(params), settings.max_norm, settings.norm_type
-        )
-    )
-
-
-def _as_norm(returned: Any) -> torch.Tensor | None:
-    """Makes a 0-dim plain tensor of what a function returned as the norm.
-
-    Returns:
-        torch.Tensor | None: None if it is neither a number nor a tensor of
-            one element, as an accelerator's own method may return anything.
-    """
-    if (
-        type(returned) is torch.Tensor
-        and returned.ndim == 0
-        and not returned.requires_grad
-    ):
-        return returned
-    if isinstance(returned, torch.Tensor):
-        if hasattr(returned, "full_tensor"):  # A DTensor.
-            returned = returned.full_tensor()
-        if hasattr(returned, "wait"):  # The result of a collective.
-            returned = returned.wait()
-        if returned.numel() != 1 or returned.layout != torch.strided:
-            return None
-        norm: torch.Tensor = returned.detach().as_subclass(torch.Tensor)
-        return norm.reshape(())
-    if isinstance(returned, Real) and not isinstance(returned, bool):
-        with suppress(OverflowError):  # An integer can be too large.
-            return torch.tensor(float(returned))
-    return None
-
-
-def _clips_by_itself(accelerator: Any, clip_mode: str) -> bool:
-    """Whether clipping is left to the accelerator's own method."""
-    return (
-        not is_accelerate_method(accelerator, f"clip_grad_{clip_mode}_")
-        or accelerator.distributed_type not in _CLIPPED_HERE
-    )
-
-
-def _distributed_type(accelerator: Any) -> Any:
-    return getattr(accelerator, "distributed_type", None)

@@ -10,17 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import accelerator as accelerate_module
 
+from robo_orchard_fasthooks._clipping.accelerator import (
+    is_accelerate_method,
+)
 from robo_orchard_fasthooks._clipping.order import unwrapped
 
-__all__ = ["is_accelerate_method", "unscaled", "will_unscale"]
-
-
-def is_accelerate_method(accelerator: Any, name: str) -> bool:
-    """Whether a method is accelerate's, neither overridden nor patched."""
-    function = getattr(getattr(accelerator, name, None), "__func__", None)
-    return getattr(function, "__globals__", None) is vars(accelerate_module)
+__all__ = ["unscaled", "will_unscale"]
 
 
 def will_unscale(accelerator: Any) -> bool:
