@@ -3,7 +3,7 @@
     nox -s build   compile the extension modules after a change of Cython
     nox -s quick   the tests that take less than five minutes
     nox -s tests   all tests
-    nox -s lint    ruff, cython-lint, mypy, and the stubs against the modules
+    nox -s lint    ruff, cython-lint, mypy, pyright, stubs against modules
     nox -s gate    instruction counts against their limits
     nox -s docs    the documentation, into build/docs
 
@@ -42,6 +42,7 @@ def tests(session: nox.Session) -> None:
 def lint(session: nox.Session) -> None:
     """Checks style and types."""
     session.run("pre-commit", "run", "--all-files")
+    session.run("basedpyright")
     session.run(
         *("python", "-m", "mypy.stubtest"),
         *("--mypy-config-file", "pyproject.toml"),

@@ -139,6 +139,28 @@ def check_profiling():
     assert len(copy.deepcopy(channel)) == len(loaded) == 1
 
 
+class Hooks:
+    """What `begin` is a method of, in place of PipelineHooks."""
+
+    begin = _dispatch.begin
+
+    def __init__(self, channel):
+        """Has one channel."""
+        self.hooks = {"on_step": channel}
+
+
+def check_patched_begin(channel, changed):
+    """A `begin` that is patched into the class of a channel, or its base."""
+    hooks = Hooks(channel)
+    for number in range(1500):  # CPython 3.13 counts 1,000 changes of a class.
+        with hooks.begin("on_step", number) as arg:
+            assert arg == number
+        changed.begin = lambda self, arg, n=number: (n, arg)
+        for _ in range(2):
+            assert hooks.begin("on_step", 1) == (number, 1)
+        del changed.begin
+
+
 def python_functions(call):
     """How many Python functions a call runs."""
     calls = []
@@ -196,6 +218,11 @@ def check_quick(cls):
 
 check_dispatch()
 check_profiling()
+own = _dispatch.HookContextChannel("on_step")
+in_place = _dispatch.in_place({"name": "on_step"}, False)
+check_patched_begin(own, type(own))
+check_patched_begin(in_place, type(in_place))
+check_patched_begin(in_place, type(own))
 check_args(_args.PipelineHookArgs)
 for each in (Args, WrittenByHand):
     check_quick(each)

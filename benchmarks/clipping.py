@@ -188,12 +188,20 @@ def gradients(case: Case, device: str = "cpu") -> list[torch.nn.Parameter]:
 def hooks_of(
     case: Case, limit: float, device: str = "cpu"
 ) -> tuple[dict[str, Callable[[], None]], Callable[[], None]]:
-    """Makes what is timed, by library, and what restores the gradients."""
+    """Makes what is timed, by library, and what restores the gradients.
+
+    On CUDA, this package comes twice: without and with `cuda_graph`.
+    """
     # The same for both: where they lie can make 10 % of the time.
     params = gradients(case, device)
     grads = [param.grad for param in params]
     saved = [grad.clone() for grad in grads]
     accelerator = Accelerator(cpu=device == "cpu")
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        name: (library, {}) for name, library in LIBRARIES.items()
+    }
+    if device == "cuda":
+        kinds["cuda_graph"] = (LIBRARIES["ours"], {"cuda_graph": True})
     clips = {
         name: hook_of_config(
             library,
@@ -203,8 +211,9 @@ def hooks_of(
             max_norm=limit,
             clip_value=limit,
             norm_type=case.norm_type,
+            **settings,
         )
-        for name, library in LIBRARIES.items()
+        for name, (library, settings) in kinds.items()
     }
 
     def restore() -> None:

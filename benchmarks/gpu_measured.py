@@ -1,13 +1,13 @@
 """Measures what clipping costs on a GPU, in RoboOrchardLab 0.4.0's hook too.
 
-Both sides clip the same gradients, in turn, and these are restored before each
+All sides clip the same gradients, in turn, and these are restored before each
 call.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -40,7 +40,9 @@ LIMITS = {"below": 1e12, "above": 1e-3}
 CASES = {
     case.title: case
     for case in (
+        clipping.Case("160 x 64, float32", clipping.equal(160, 64)),
         clipping.Case("1,000 x 64, float32", clipping.equal(1000, 64)),
+        clipping.Case("2,000 x 64, float32", clipping.equal(2000, 64)),
         clipping.Case(
             "1,000 x 64, bfloat16 and float32",
             clipping.equal(1000, 64),
@@ -55,11 +57,13 @@ CASES = {
             "transformer, 12 layers of 256", clipping.transformer(12, 256)
         ),
         clipping.Case("200 x 262,144, float32", clipping.equal(200, 262_144)),
+        # A billion parameters.
         clipping.Case(
             "60 x 16.8M, bfloat16",
             clipping.equal(60, 4096 * 4096),
             dtypes=[torch.bfloat16],
         ),
+        clipping.Case("60 x 16.8M, float32", clipping.equal(60, 4096 * 4096)),
         clipping.Case(
             "1,000 x 64, by value", clipping.equal(1000, 64), mode="value"
         ),
@@ -80,15 +84,18 @@ class Side:
     restore: Clip
 
 
-def sides(case: clipping.Case, limit: float) -> tuple[Side, Side]:
-    """The hook of RoboOrchardLab, and this package's, both warm."""
+def sides(case: clipping.Case, limit: float) -> list[Side]:
+    """RoboOrchardLab's hook, and this package's without and with a graph.
+
+    All are warm: the graph is captured.
+    """
     clips, restore = clipping.hooks_of(case, limit, "cuda")
-    upstream, ours = (Side(clip, restore) for clip in clips.values())
-    for side in (upstream, ours) * 3:
+    made = [Side(clip, restore) for clip in clips.values()]
+    for side in made * 4:
         side.restore()
         side.clip()
     torch.cuda.synchronize()
-    return upstream, ours
+    return made
 
 
 @contextmanager
@@ -152,16 +159,18 @@ def device_us(clip: Clip) -> float:
 
 
 def medians(
-    both: tuple[Side, Side], measure: Callable[[Clip], float], rounds: int = 51
-) -> tuple[float, float]:
-    """Measures both sides in turn, and returns the median of each."""
-    samples: tuple[list[float], list[float]] = ([], [])
+    compared: Sequence[Side],
+    measure: Callable[[Clip], float],
+    rounds: int = 31,
+) -> list[float]:
+    """Measures the sides in turn, and returns the median of each."""
+    samples: list[list[float]] = [[] for _ in compared]
     for _ in range(rounds):
-        for side, found in zip(both, samples, strict=True):
+        for side, found in zip(compared, samples, strict=True):
             side.restore()
             torch.cuda.synchronize()
             found.append(measure(side.clip))
-    return median(samples[0]), median(samples[1])
+    return list(map(median, samples))
 
 
 def copy_bandwidth() -> float:

@@ -29,10 +29,21 @@ ONE_DTYPE = [title for title in measured.CASES if title not in MIXTURES]
 
 
 @pytest.fixture(params=measured.LIMITS)
-def both(request: Any, title: str) -> tuple[measured.Side, measured.Side]:
-    """Upstream's hook, and ours."""
-    limit = measured.LIMITS[request.param]
-    return measured.sides(measured.CASES[title], limit)
+def side(request: Any) -> str:
+    """The side of its bound on which the norm is."""
+    return str(request.param)
+
+
+@pytest.fixture
+def three(side: str, title: str) -> list[measured.Side]:
+    """Upstream's hook, and ours without and with a CUDA graph."""
+    return measured.sides(measured.CASES[title], measured.LIMITS[side])
+
+
+@pytest.fixture
+def both(three: list[measured.Side]) -> list[measured.Side]:
+    """Upstream's hook, and ours without a CUDA graph."""
+    return three[:2]
 
 
 @pytest.mark.parametrize("title", ["1,000 x 64, float32"])
@@ -81,3 +92,19 @@ def test_device_time(both: Any, title: str) -> None:
     theirs, mine = measured.medians(both, measured.device_us, rounds=21)
     print(f"\n{title}: device {theirs:.0f} us, ours {mine:.0f} us")
     assert theirs >= 0.95 * mine
+
+
+@pytest.mark.parametrize("title", ["1,000 x 64, float32"])
+def test_host_time_of_a_replay(three: Any, title: str) -> None:
+    """A fifth of upstream's."""
+    theirs, _, replayed = measured.medians(three, measured.host_us)
+    print(f"\n{title}: host {theirs:.0f} us, replayed {replayed:.0f} us")
+    assert replayed <= theirs / 5
+
+
+@pytest.mark.parametrize("title", ["60 x 16.8M, float32"])
+def test_device_time_of_a_replay(three: Any, title: str, side: str) -> None:
+    """Gradients below the bound are read once; upstream moves 3 times that."""
+    theirs, _, replayed = measured.medians(three, measured.device_us, 21)
+    print(f"\n{title}: device {theirs:.0f} us, replayed {replayed:.0f} us")
+    assert replayed <= {"below": 0.40, "above": 1.02}[side] * theirs

@@ -27,6 +27,8 @@ cdef extern from "Python.h":
     int PyObject_GenericSetAttr(
         object self, object name, PyObject* value
     ) except -1
+    ctypedef struct PyTypeObject:
+        unsigned int tp_version_tag
 
 cdef extern from *:
     """
@@ -322,6 +324,27 @@ cdef inline Scope _open(Registrations channel, object arg):
     return scope
 
 
+# The versions that the classes had when no `begin` was patched into them. A
+# change of a class, or of one of its bases, changes its version.
+cdef unsigned int _channel_version = 0
+cdef unsigned int _lab_version = 0
+
+
+cdef inline bint _has_our_begin(cls, unsigned int* version) except -1:
+    return (
+        (<PyTypeObject*>cls).tp_version_tag == version[0] != 0
+        or _look_for_begin(cls, version)
+    )
+
+
+cdef bint _look_for_begin(cls, unsigned int* version) except -1:
+    if cls.begin is not Registrations.begin:
+        return False
+    # The lookup made CPython assign a version, which is 0 if it has none left.
+    version[0] = (<PyTypeObject*>cls).tp_version_tag
+    return True
+
+
 def begin(self, channel, arg):
     """Returns a context manager that runs a channel's hooks around a body.
 
@@ -357,17 +380,11 @@ def begin(self, channel, arg):
     if (
         (
             type(registered) is HookContextChannel
-            or (
-                type(registered) is LabChannel
-                and PyDict_GetItemWithError(
-                    <object>TYPE_NAMESPACE(LabChannel), "begin"
-                ) == NULL
-            )
+            and _has_our_begin(HookContextChannel, &_channel_version)
+            or type(registered) is LabChannel
+            and _has_our_begin(LabChannel, &_lab_version)
         )
         and not (<Registrations>registered)._patched
-        and PyDict_GetItemWithError(
-            <object>TYPE_NAMESPACE(HookContextChannel), "begin"
-        ) == NULL
     ):
         return _open(registered, arg)
     return registered.begin(arg)

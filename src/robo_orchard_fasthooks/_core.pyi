@@ -67,11 +67,11 @@ class HookContext(Generic[_T], metaclass=ABCMeta):
     @property
     def after_info(self) -> Any: ...
     @abstractmethod
-    def before(self, arg: _T) -> None:
+    def before(self, arg: _T, /) -> None:
         """Runs before that part."""
 
     @abstractmethod
-    def after(self, arg: _T) -> None:
+    def after(self, arg: _T, /) -> None:
         """Runs after that part, even if it raised an exception."""
 
     @contextmanager

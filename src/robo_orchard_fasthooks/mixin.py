@@ -60,7 +60,7 @@ __all__ = [
 class ModelOutput(Protocol):
     """The output of a model: a mapping from keys to values."""
 
-    def __getitem__(self, key: str) -> Any: ...
+    def __getitem__(self, key: str, /) -> Any: ...
 
     def keys(self) -> Iterable[Any]:
         """Returns the keys."""
@@ -116,6 +116,7 @@ if TYPE_CHECKING:
             exc_type: type[BaseException] | None,
             exc_value: BaseException | None,
             traceback: TracebackType | None,
+            /,
         ) -> bool | None: ...
         def __call__(self, function: _F, /) -> _F: ...
 

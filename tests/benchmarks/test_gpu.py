@@ -20,7 +20,7 @@ ROWS = [
         host_us=1234.4,
         device_us=56.5,
         launches=1042,
-        modelled=42,
+        modelled=None if who == gpu.NAMES[2] else 42,
         syncs=0,
         bytes=3_210_000,
         share=0.256,
@@ -41,6 +41,10 @@ def test_tables():
     assert table[2] == (
         "| 10 x 8, float32 | below | RoboOrchardLab | 1,234 | 56 "
         "| 1,042 (42) | 0 | 3.2 | 26% |"
+    )
+    assert table[4] == (
+        "| 10 x 8, float32 | below | this package, cuda_graph | 1,234 | 56 "
+        "| 1,042 | 0 | 3.2 | 26% |"
     )
     assert len(table) == 2 + len(ROWS)
     # Every row has as many cells as the head.
@@ -71,7 +75,7 @@ def test_what_is_written(tmp_path, monkeypatch, capsys):
 def test_what_is_computed(title):
     """The model knows every op of every case, of either side."""
     case = gpu_measured.CASES[title]
-    theirs, ours = (gpu.modelled(case, 1.0, who) for who in gpu.NAMES)
+    theirs, ours = (gpu.modelled(case, 1.0, who) for who in gpu.NAMES[:2])
     assert 0 < ours.launches(gpu.CUDA_12) <= theirs.launches(gpu.CUDA_12)
     sizes = [torch.Size(shape).numel() for shape in case.shapes]
     grads = sum(sizes) * case.dtypes[0].itemsize
@@ -79,6 +83,12 @@ def test_what_is_computed(title):
         # Three passes of a norm, four of a minimum and a maximum.
         least = grads * (3 if case.mode == "norm" else 4)
         assert least <= ours.bytes <= 1.3 * least
+        # Without the multiply below the bound, and in one pass by value.
+        below, above = (
+            gpu.replayed_bytes(case, side) for side in gpu_measured.LIMITS
+        )
+        passes = (1, 3) if case.mode == "norm" else (2, 2)
+        assert (below, above) == tuple(each * grads for each in passes)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a lack of a GPU")

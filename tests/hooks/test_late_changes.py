@@ -109,6 +109,16 @@ assert seen == ["patched"], seen
         self.run(hooks)
         patched.assert_not_called()
 
+    def test_of_begin_in_the_class_of_channels_again_and_again(self, hooks):
+        kind = type(hooks.hooks["on_step"])
+        for _ in range(3):
+            with mock.patch.object(kind, "begin") as patched:
+                for _ in range(2):
+                    self.run(hooks)
+            assert patched.mock_calls[::3] == [mock.call(None)] * 2
+            self.run(hooks)
+            assert len(patched.mock_calls[::3]) == 2
+
     def test_of_begin_in_a_subclass(self, lib, hook, log):
         class Counting(lib.PipelineHooks):
             def begin(self, channel, arg):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import DistributedType
 from accelerate import accelerator as accelerate_module
+from torch._subclasses.fake_tensor import FakeTensor
 
 __all__ = [
     "as_norm",
@@ -103,13 +104,13 @@ def as_norm(returned: Any) -> torch.Tensor | None:
         torch.Tensor | None: None if it is neither a number nor a tensor of
             one element, as an accelerator's own method may return anything.
     """
-    if (
-        type(returned) is torch.Tensor
-        and returned.ndim == 0
-        and not returned.requires_grad
-    ):
-        return returned
     if isinstance(returned, torch.Tensor):
+        if (
+            type(returned) in (torch.Tensor, FakeTensor)
+            and returned.ndim == 0
+            and not returned.requires_grad
+        ):
+            return returned
         if hasattr(returned, "full_tensor"):  # A DTensor.
             returned = returned.full_tensor()
         if hasattr(returned, "wait"):  # The result of a collective.

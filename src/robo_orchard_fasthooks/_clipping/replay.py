@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -218,8 +219,8 @@ def clip_by_norm(
         Tensor | None: The norm; None if nothing was done, because these
             gradients are not for a CUDA graph.
     """
-    grads = _eligible(gradients, params, foreach)
-    if grads is None:
+    grads, addresses = _eligible(gradients, params, foreach)
+    if not grads:
         return None
     max_norm, norm_type = float(max_norm), float(norm_type)
     others = (foreach, name)
@@ -243,7 +244,8 @@ def clip_by_norm(
             return prepare()[0]()
         # As text, -0.0 is not 0.0.
         settings = ("norm", repr(max_norm), repr(norm_type))
-        return _replays(gradients)(lambda: _key(grads, settings), prepare)
+        key = partial(_key, grads, addresses, settings)
+        return _replays(gradients)(key, prepare)
 
 
 @torch.no_grad()
@@ -259,8 +261,8 @@ def clip_by_value(
         bool: Whether these gradients are for a CUDA graph; if not, nothing was
             done.
     """
-    grads = _eligible(gradients, params, foreach)
-    if grads is None or not all(
+    grads, addresses = _eligible(gradients, params, foreach)
+    if not grads or not all(
         grad.is_floating_point() and grad.is_contiguous() for grad in grads
     ):
         return False
@@ -272,24 +274,26 @@ def clip_by_value(
 
     with torch.cuda.device(grads[0].get_device()):
         settings = ("value", repr(clip_value))
-        _replays(gradients)(lambda: _key(grads, settings), prepare)
+        key = partial(_key, grads, addresses, settings)
+        _replays(gradients)(key, prepare)
     return True
 
 
 def _eligible(
     gradients: Gradients, params: list[Tensor], foreach: bool | None
-) -> list[Tensor] | None:
-    """The gradients, if they are for a CUDA graph."""
+) -> tuple[list[Tensor], list[int]]:
+    """The gradients and their addresses; none if not for a CUDA graph."""
     if foreach is False or type(gradients) is not LocalGradients:
-        return None
+        return [], []
     grads = gradients.local(params)
-    if not grads or set(map(type, grads)) != {Tensor} or not _on_cuda(grads):
-        return None
-    if any(grad.layout != torch.strided for grad in grads):
-        return None
-    # The kernel would race where a gradient is there twice.
-    repeats = len(set(map(Tensor.data_ptr, grads))) < len(grads)
-    return None if repeats else grads
+    if set(map(type, grads)) != {Tensor} or not _on_cuda(grads):
+        return [], []
+    if {grad.layout for grad in grads} != {torch.strided}:
+        return [], []
+    addresses = list(map(Tensor.data_ptr, grads))
+    if len(set(addresses)) < len(grads):
+        return [], []  # The kernel would race where one is there twice.
+    return grads, addresses
 
 
 def _on_cuda(grads: list[Tensor]) -> bool:
@@ -311,12 +315,14 @@ def _replays(gradients: Gradients) -> Replays:
     return _REPLAYS[gradients]
 
 
-def _key(grads: list[Tensor], settings: tuple[str, ...]) -> Any:
+def _key(
+    grads: list[Tensor], addresses: list[int], settings: tuple[str, ...]
+) -> Any:
     """All that the work depends on, but the values of gradients."""
     return (
         settings,
         _queue(grads[0].device),
-        list(map(Tensor.data_ptr, grads)),
+        addresses,
         [grad.dtype for grad in grads],
         [grad.shape for grad in grads],
         list(map(Tensor.stride, grads)),

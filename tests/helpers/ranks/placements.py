@@ -38,14 +38,17 @@ from helpers.ranks.checks import (
     true_norm,
 )
 from helpers.ranks.placing import (
+    IN_PLACE_ON_PARTS,
     OPERATIONS,
     WAYS,
+    OfItsOwn,
     check_clips,
     clip,
     clip_values,
     placed,
     reduced,
     refusal,
+    scale_parts_,
     twins,
     unchanged,
 )
@@ -75,6 +78,7 @@ def sequence_parallel(way, max_norm):
     oracle = twins(params)
     accelerator = make_accelerator()
     expected = accelerator.clip_grad_norm_(oracle, max_norm)
+    scale_parts_(oracle, expected, max_norm)
     check(round(expected.item(), 4) == 15.8782, "accelerate's", expected)
     if way is None:
         hook = norm_hook(max_norm)
@@ -227,7 +231,7 @@ def no_known_device():
     way=WAYS,
     chosen=[
         (Shard(0),),
-        (Partial(), None),
+        *([(Partial(), None)] if IN_PLACE_ON_PARTS else []),
         (Shard(0), None, Replicate()),
     ],
     norm_type=[2.0, INF],
@@ -241,20 +245,13 @@ def left_to_torch(way, chosen, norm_type):
         check_clips(lambda *args: clip(way, *args), params, CLIPS, norm_type)
 
 
-class OfItsOwn(Partial):
-    """A placement of which torch does not know how to scale in place."""
-
-    def __init__(self):
-        super().__init__("max")
-
-
-@case("placements", way=WAYS)
+@case("placements", way=WAYS if IN_PLACE_ON_PARTS else [])
 def torch_refuses(way):
     """Before anything of the others has changed."""
     mesh = mesh_of(2)
     params = [placed(None, mesh), placed(Shard(0), mesh)]
     other = mesh_of(2, names="b")
-    params.append(placed(OfItsOwn(), other))
+    params.append(placed(OfItsOwn("max"), other))
     raised = False
     with unchanged(params):
         try:

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import (
     DTensor,
+    Partial,
+    Placement,
     Replicate,
     distribute_tensor,
 )
@@ -31,6 +33,10 @@ from robo_orchard_fasthooks.clip import (
     clip_grads_with_norm_,
     get_total_norm,
 )
+
+# Before torch 2.12, an in-place operation that reduces a Partial DTensor first
+# did not raise, and left the DTensor as it was.
+IN_PLACE_ON_PARTS = torch.__version__ >= (2, 12)
 
 WAYS = ["hook", "function", "halves"]
 OPERATIONS = ["sum", "avg", "max", "min"]
@@ -94,6 +100,23 @@ def placed(placement, mesh, shape=(4, 6), seed=0, dtype=torch.float32):
             stride=param.stride(),
         )
     return param
+
+
+class OfItsOwn(Partial):
+    """A placement that this package leaves to torch.
+
+    torch scales none of "max" in place, and clamps none of "sum".
+    """
+
+
+def scale_parts_(params, total, max_norm):
+    """Scales the Partial gradients, where torch has left them as they are."""
+    if IN_PLACE_ON_PARTS:
+        return
+    coefficient = (max_norm / (full(total) + 1e-6)).clamp(max=1.0)
+    for grad in grads(params):
+        if any(map(Placement.is_partial, getattr(grad, "placements", ()))):
+            local(grad).mul_(coefficient)
 
 
 def twins(params):

@@ -20,7 +20,9 @@ from helpers.ranks.checks import (
     value_hook,
 )
 from helpers.ranks.placing import (
+    IN_PLACE_ON_PARTS,
     OPERATIONS,
+    OfItsOwn,
     clip,
     clip_values,
     placed,
@@ -136,15 +138,11 @@ def a_local_tensor_that_is_expanded(mode, way):
     check("parameter 1" in said and "share memory" in said, "said:", said)
 
 
-class OfItsOwn(Partial):
-    """A placement that torch does not clamp in place."""
-
-
-@case("placements", way=["hook", "function"])
+@case("placements", way=["hook", "function"] if IN_PLACE_ON_PARTS else [])
 def torch_refuses_by_value(way):
     """Before it has clamped what comes first in the list."""
     mesh = mesh_of(2)
-    params = [placed(Shard(0), mesh), placed(OfItsOwn(), mesh)]
+    params = [placed(Shard(0), mesh), placed(OfItsOwn("sum"), mesh)]
     with unchanged(params):
         said = raised(lambda: clip_values(way, params, CLIPS))
     check("in-place operations" in said, "said:", said)
