@@ -22,6 +22,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import clipping
+import gpu_loops
 import gpu_measured as measured
 from robo_orchard_fasthooks import clip
 
@@ -167,7 +168,11 @@ def tests() -> str:
 
 
 def markdown(
-    about: dict[str, str], bandwidth: float, tested: str, rows: list[Row]
+    about: dict[str, str],
+    bandwidth: float,
+    tested: str,
+    rows: list[Row],
+    loops: list[gpu_loops.LoopRow],
 ) -> str:
     """The tables."""
     lines = [f"- {name}: {value}" for name, value in about.items()]
@@ -189,6 +194,21 @@ def markdown(
         f"| {row.syncs} | {row.bytes / 1e6:,.1f} | {row.share:.0%} |"
         for row in rows
     ]
+    names = list(gpu_loops.CLIPS)
+    lines += [
+        "",
+        "Steps per second of training loops by the way to clip, medians; and "
+        "the share of steps in which each gradient lay where it lay in the "
+        "step before, so that a graph can be replayed.",
+        "",
+        f"| loop | in place | {' | '.join(names)} |",
+        f"| --- | ---: |{' ---: |' * len(names)}",
+    ]
+    for loop in loops:
+        found = (f"{loop.steps_per_second[name]:,.0f}" for name in names)
+        lines.append(
+            f"| {loop.loop} | {loop.in_place:.0%} | {' | '.join(found)} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -205,15 +225,16 @@ def main() -> int:
         print("gpu.py: no CUDA GPU here, nothing is measured", file=sys.stderr)
         return 2
     bandwidth = measured.copy_bandwidth()
-    rows = measure(bandwidth)
+    rows, loops = measure(bandwidth), gpu_loops.measure()
     about, tested = machine(), tests()
-    text = markdown(about, bandwidth, tested, rows)
+    text = markdown(about, bandwidth, tested, rows, loops)
     out.write_text(text)
     data = {
         "machine": about,
         "copy_bytes_per_second": bandwidth,
         "tests": tested,
         "rows": [asdict(row) for row in rows],
+        "loops": [asdict(loop) for loop in loops],
     }
     out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
     print(text, end="")
