@@ -5,7 +5,7 @@
 Both hooks clip the gradients of optimizers of their own, on one CPU thread, in
 turn; gradients are restored before each call. Timed is the thread, not the
 wall. Prints a Markdown table of medians, and exits with 1 if a ratio is short
-of what is asked of it.
+of what is required of it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from shapes import MODELS, Shapes  # noqa: E402
 
 @dataclass
 class Case:
-    """What is clipped, and how much faster ours has to be."""
+    """What is clipped, and the required speed-up."""
 
     title: str
     shapes: Shapes
     below: float = 0.95
-    """The ratio asked where the norm is below the threshold."""
+    """The required ratio where the norm is below the threshold."""
     above: float | None = 0.95
-    """The ratio asked above it."""
+    """The required ratio above it."""
     dtypes: list[torch.dtype] = field(default_factory=lambda: [torch.float32])
     norm_type: float = 2.0
     mode: str = "norm"
@@ -223,7 +223,7 @@ def hooks_of(
 
 
 def repeated(library: Any, case: Case, side: str) -> Callable[[int], None]:
-    """Clips as often as asked, without restoring the gradients."""
+    """Clips as often as it is told, without restoring the gradients."""
     accelerator = Accelerator(cpu=True)
     optimizer = accelerator.prepare(torch.optim.SGD(gradients(case), lr=0.1))
     config = library.GradientClippingHookConfig(
@@ -275,23 +275,23 @@ def main() -> int:
         f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"median of {rounds} rounds\n"
     )
-    print("| gradients | | upstream, us | ours, us | ratio | asked |")
+    print("| gradients | | upstream, us | ours, us | ratio | required |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     short = []
     rows = []
     per_gradient = {}
     for case in CASES:
-        for side, limit, asked in (
+        for side, limit, required in (
             ("below", 1e12, case.below),
             ("above", 1e-3, case.above),
         ):
-            if asked is None:
+            if required is None:
                 continue
             theirs, mine, ratio = times(case, limit, rounds)
             rows.append(
                 {
                     "gradients": case.title,
-                    "side": side if case.mode == "norm" else "by value",
+                    "side": side if case.mode == "norm" else "",
                     "upstream_us": theirs / 1e3,
                     "ours_us": mine / 1e3,
                     "ratio": ratio,
@@ -300,11 +300,11 @@ def main() -> int:
             side = side if case.mode == "norm" else ""
             print(
                 f"| {case.title} | {side} | {theirs / 1e3:.1f} "
-                f"| {mine / 1e3:.1f} | {ratio:.2f} | {asked} |",
+                f"| {mine / 1e3:.1f} | {ratio:.2f} | {required} |",
                 flush=True,
             )
             per_gradient[case.title, side] = mine / len(case.shapes)
-            if ratio < asked:
+            if ratio < required:
                 short.append(f"{case.title} {side}".strip())
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
@@ -315,12 +315,12 @@ def main() -> int:
         )
         print(
             f"\n{side}: {few:.0f} ns a gradient for 1,000 of them, "
-            f"{many:.0f} for 10,000 (asked: no more than 1.5 times that)"
+            f"{many:.0f} for 10,000 (required: at most 1.5 times that)"
         )
         if many > 1.5 * few:
             short.append(f"growth {side}")
     if short:
-        print("\nshort of what is asked: " + ", ".join(short))
+        print("\nbelow the required ratio: " + ", ".join(short))
     return bool(short)
 
 

@@ -118,7 +118,7 @@ def clipping(results: Results) -> str:
         ("gradients", UPSTREAM, OURS, "ratio"),
         (
             [
-                f"{row['gradients']}, {row['side']}",
+                ", ".join(filter(None, (row["gradients"], row["side"]))),
                 time(row["upstream_us"] * 1e3),
                 time(row["ours_us"] * 1e3),
                 times(row["ratio"]),

@@ -147,7 +147,8 @@ def main() -> int:
         )
     failed = failures(results, limits)
     if failed:
-        print("\nmore instructions than allowed: " + "; ".join(failed))
+        print("\nabove the limit, without one, or not counted: ", end="")
+        print("; ".join(failed))
     return bool(failed)
 
 

@@ -10,6 +10,7 @@ exits with 2.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import subprocess
@@ -113,36 +114,45 @@ def replayed_bytes(case: clipping.Case, side: str) -> int:
 
 
 def measure(bandwidth: float) -> list[Row]:
-    """All cases, below and above their bounds, by both hooks."""
-    limits = CUDA_13 if str(torch.version.cuda) >= "13" else CUDA_12
+    """All cases, below and above their bounds, by all hooks."""
+    new = torch.__version__ >= (2, 12) and str(torch.version.cuda) >= "13"
+    limits = CUDA_13 if new else CUDA_12
+    cases = [
+        (case, side, bound)
+        for case in measured.CASES.values()
+        for side, bound in measured.LIMITS.items()
+    ]
+    # All times first: once used, the profiler stays attached to the device.
+    times = []
+    for case, _, bound in cases:
+        compared = measured.sides(case, bound)
+        hosts = measured.medians(compared, measured.host_us)
+        devices = measured.medians(compared, measured.device_us)
+        times.append((hosts, devices))
     rows = []
-    for case in measured.CASES.values():
-        for side, bound in measured.LIMITS.items():
-            compared = measured.sides(case, bound)
-            hosts = measured.medians(compared, measured.host_us)
-            devices = measured.medians(compared, measured.device_us)
-            for who, each, host_us, device_us in zip(
-                NAMES, compared, hosts, devices, strict=True
-            ):
-                if who == NAMES[2]:
-                    launches, moved = None, replayed_bytes(case, side)
-                else:
-                    model = modelled(case, bound, who)
-                    launches, moved = model.launches(limits), model.bytes
-                rows.append(
-                    Row(
-                        case.title,
-                        side,
-                        who,
-                        host_us,
-                        device_us,
-                        measured.launches(each.clip),
-                        launches,
-                        measured.syncs(each.clip),
-                        moved,
-                        moved / (device_us / 1e6) / bandwidth,
-                    )
+    for (case, side, bound), found in zip(cases, times, strict=True):
+        for who, each, host_us, device_us in zip(
+            NAMES, measured.sides(case, bound), *found, strict=True
+        ):
+            if who == NAMES[2]:
+                launches, moved = None, replayed_bytes(case, side)
+            else:
+                model = modelled(case, bound, who)
+                launches, moved = model.launches(limits), model.bytes
+            rows.append(
+                Row(
+                    case.title,
+                    side,
+                    who,
+                    host_us,
+                    device_us,
+                    measured.launches(each.clip),
+                    launches,
+                    measured.syncs(each.clip),
+                    moved,
+                    moved / (device_us / 1e6) / bandwidth,
                 )
+            )
     return rows
 
 
@@ -163,7 +173,7 @@ def tests() -> str:
     return "; ".join(
         line
         for line in lines
-        if line.startswith("FAILED") or line is lines[-1]
+        if line.startswith(("FAILED", "ERROR")) or line is lines[-1]
     )
 
 
@@ -182,7 +192,8 @@ def markdown(
         "",
         "Medians. Host time is that of the thread that launches kernels; "
         "device time is between CUDA events, with all the work queued. Bytes, "
-        "and the launches in parentheses, are computed, not measured.",
+        "and the launches in parentheses, are computed, not measured. CUPTI "
+        "before CUDA 13.1 may count the kernels of a graph wrongly.",
         "",
         "| gradients | norm | hook | host, µs | device, µs | launches | syncs "
         "| MB | of copy |",
@@ -224,9 +235,25 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu.py: no CUDA GPU here, nothing is measured", file=sys.stderr)
         return 2
-    bandwidth = measured.copy_bandwidth()
+    about, bandwidth = machine(), measured.copy_bandwidth()
     rows, loops = measure(bandwidth), gpu_loops.measure()
-    about, tested = machine(), tests()
+    # Written before the tests too, so that nothing is lost if they take long.
+    write(out, about, bandwidth, "not run", rows, loops)
+    gc.collect()
+    torch.cuda.empty_cache()
+    print(write(out, about, bandwidth, tests(), rows, loops), end="")
+    return 0
+
+
+def write(
+    out: Path,
+    about: dict[str, str],
+    bandwidth: float,
+    tested: str,
+    rows: list[Row],
+    loops: list[gpu_loops.LoopRow],
+) -> str:
+    """Writes both files, and returns the tables."""
     text = markdown(about, bandwidth, tested, rows, loops)
     out.write_text(text)
     data = {
@@ -237,8 +264,7 @@ def main() -> int:
         "loops": [asdict(loop) for loop in loops],
     }
     out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    print(text, end="")
-    return 0
+    return text
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ call.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,6 +90,7 @@ def sides(case: clipping.Case, limit: float) -> list[Side]:
 
     All are warm: the graph is captured.
     """
+    gc.collect()  # The gradients of the last case are in cycles.
     clips, restore = clipping.hooks_of(case, limit, "cuda")
     made = [Side(clip, restore) for clip in clips.values()]
     for side in made * 4:

@@ -12,13 +12,11 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["figures/*.md"]  # Included by other pages.
 
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_static_path = ["_static"]
 
-myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -26,4 +24,3 @@ autodoc_typehints = "none"  # Docstrings give the types.
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-nitpicky = False

@@ -200,7 +200,9 @@ Returns:
     def __setstate__(self, state):
         for name, value in state.items():
             if name == "_context_handlers":
-                self._members = dict.fromkeys(value)
+                members = dict.fromkeys(value)
+                self._members.clear()
+                self._members.update(members)
                 self._drop_snapshot()
             else:
                 setattr(self, name, value)
@@ -330,7 +332,7 @@ cdef unsigned int _channel_version = 0
 cdef unsigned int _lab_version = 0
 
 
-cdef inline bint _has_our_begin(cls, unsigned int* version) except -1:
+cdef inline bint _begin_is_unpatched(cls, unsigned int* version) except -1:
     return (
         (<PyTypeObject*>cls).tp_version_tag == version[0] != 0
         or _look_for_begin(cls, version)
@@ -369,7 +371,7 @@ def begin(self, channel, arg):
     """
     cdef PyObject* found = NULL
     hooks = getattr(self, "hooks", None)
-    if isinstance(hooks, dict):
+    if type(hooks) is dict:
         found = PyDict_GetItemWithError(hooks, channel)
     registered = (
         <object>found if found != NULL else find_channel(self, channel)
@@ -380,9 +382,9 @@ def begin(self, channel, arg):
     if (
         (
             type(registered) is HookContextChannel
-            and _has_our_begin(HookContextChannel, &_channel_version)
+            and _begin_is_unpatched(HookContextChannel, &_channel_version)
             or type(registered) is LabChannel
-            and _has_our_begin(LabChannel, &_lab_version)
+            and _begin_is_unpatched(LabChannel, &_lab_version)
         )
         and not (<Registrations>registered)._patched
     ):
@@ -481,7 +483,10 @@ cdef class Scope:
         if len(args) == 0:
             return self._enter()
         if len(args) == 3:
-            return self._exit(args[1])
+            error = args[1]
+            if error is None and args[0] is not None:
+                error = args[0]()  # As contextlib does.
+            return self._exit(error)
         return self._decorate(*args)
 
     cdef object _enter(self):

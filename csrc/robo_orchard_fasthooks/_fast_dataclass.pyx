@@ -183,7 +183,7 @@ cdef class _Construction:
 
     cdef object cls
     cdef object init
-    # The attributes of `init` when it was analysed.
+    # The attributes of `init` when it was analyzed.
     cdef object code
     cdef object defaults
     cdef object kwdefaults

@@ -80,9 +80,9 @@ def clip_grad_norm_(
             effect elsewhere.
 
     Returns:
-        Tensor: The norm of all gradients before clipping, 0-dim, of the
-            promoted dtype of the gradients. It is a DTensor if all gradients
-            are DTensors of one mesh.
+        Tensor: The norm of all gradients before clipping: 0-dim, real, of the
+            promoted dtype of their norms (that of complex64 is float32). It
+            is a DTensor if all gradients are DTensors of one mesh.
 
     Raises:
         NotImplementedError: A gradient is sparse and torch (before 2.14) has
@@ -245,11 +245,16 @@ def clip_grad_value_(
 
 
 def _is_traced() -> bool:
-    """Whether torch.compile, torch.export or make_fx records operations.
+    """Whether operations are recorded, to be repeated on other tensors.
 
-    They cannot record what is kept between calls, nor numbers that are read.
+    torch.compile, torch.export, make_fx and torch.jit.trace can record neither
+    what is kept between calls nor numbers that are read.
     """
-    return torch.compiler.is_compiling() or get_proxy_mode() is not None
+    return (
+        torch.compiler.is_compiling()
+        or get_proxy_mode() is not None
+        or torch._C._is_tracing()
+    )
 
 
 def _listed(tensors: _Tensors) -> list[Tensor]:

@@ -22,7 +22,7 @@ __all__ = ["GradientClippingHook", "GradientClippingHookConfig"]
 class GradientClippingHook(PipelineHooks):
     """Clips the gradients of the optimizer's parameters after each step.
 
-    It clips when gradients are synchronised (at the end of an accumulation),
+    It clips when gradients are synchronized (at the end of an accumulation),
     and does nothing when the step failed. Its settings may be changed between
     steps. Where gradients are sharded, every rank has to run it. Where
     parameters are plain tensors but their gradients are DTensors, every rank
@@ -41,6 +41,15 @@ class GradientClippingHook(PipelineHooks):
 
     Args:
         cfg (GradientClippingHookConfig): The settings.
+
+    Raises:
+        ValueError: When a scope is left: the arguments have no optimizer, or a
+            setting is invalid.
+        NotImplementedError: When a scope is left: a gradient cannot be clipped
+            with these settings.
+        RuntimeError: When a scope is left: the norm is not finite and
+            `error_if_nonfinite` is set, or the FSDP module of a parameter is
+            unknown.
     """
 
     clip_mode: Literal["norm", "value"]
@@ -75,8 +84,10 @@ class GradientClippingHook(PipelineHooks):
     """
 
     total_norm: torch.Tensor | None
-    """The norm before clipping that was computed last, over all ranks: 0-dim,
-    a plain tensor on the device of the gradients.
+    """The norm before clipping that was computed last, over all ranks: a plain
+    0-dim tensor on the device of the gradients, or on the CPU if an
+    accelerator's own method returned it as a number. Its dtype is the promoted
+    dtype of the norms of the gradients.
 
     A step that computes no norm (without gradients, by value, or where an
     accelerator's own method returns neither a number nor a tensor of one
@@ -98,17 +109,10 @@ class GradientClippingHook(PipelineHooks):
         )
 
     def _gradient_clipping(self, hook_args: PipelineHookArgs) -> None:
-        """Clips the gradients.
+        """Clips the gradients; raises what the class says.
 
         Args:
             hook_args (PipelineHookArgs): Has `accelerator` and `optimizer`.
-
-        Raises:
-            ValueError: There is no optimizer, or a setting is invalid.
-            NotImplementedError: A gradient cannot be clipped with these
-                settings.
-            RuntimeError: The norm is not finite and `error_if_nonfinite` is
-                set, or the FSDP module of a parameter is unknown.
         """
         total_norm = clip_at_step(self, hook_args)
         if total_norm is not None:

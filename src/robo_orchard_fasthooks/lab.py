@@ -28,7 +28,7 @@ __all__ = ["Status", "install", "status", "uninstall"]
 _TESTED = {
     "0.4.0": "supported, and tested with the published package",
     "0.5.0": "supported; its public repository of August 2026 was tested by "
-    "hand, a stand-in for it is tested on each change",
+    "hand, and a stand-in for it is tested on each change",
 }
 
 

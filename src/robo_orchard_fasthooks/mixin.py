@@ -101,7 +101,8 @@ PipelineHookChanelType: TypeAlias = Literal[
     "on_model_forward",
     "on_model_backward",
 ]
-"""The parts of a training loop that hooks can run around, outermost first."""
+"""The parts of a training loop that hooks can run around, outermost first. The
+spelling of the name is RoboOrchardLab's."""
 
 
 if TYPE_CHECKING:

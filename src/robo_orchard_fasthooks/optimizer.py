@@ -17,12 +17,16 @@ __all__ = ["OptimizerHook", "OptimizerHookConfig"]
 class OptimizerHook(PipelineHooks):
     """Steps the optimizer and the learning rate scheduler after each step.
 
-    It does nothing when the step failed, since its gradients are incomplete,
-    nor with the trainer of RoboOrchardLab 0.5, which steps the optimizer
-    itself.
+    It does nothing if the step failed, since its gradients are then
+    incomplete. With the trainer of RoboOrchardLab 0.5, which steps the
+    optimizer itself, it does nothing either.
 
     Args:
         cfg (OptimizerHookConfig | None): Holds no settings.
+
+    Raises:
+        ValueError: When a scope is left: the arguments have no optimizer, or
+            no lr_scheduler.
     """
 
     _stepped: int | None
@@ -40,9 +44,6 @@ class OptimizerHook(PipelineHooks):
 
         Args:
             hook_args (PipelineHookArgs): Has `optimizer` and `lr_scheduler`.
-
-        Raises:
-            ValueError: One of them is None.
         """
         self._stepped = None
         if getattr(hook_args, "exception", None) is not None:

@@ -130,6 +130,8 @@ class HookProfiler:
             RuntimeError: The hooks are already being profiled.
             TypeError: A channel is not of this package.
         """
+        if self._started:
+            raise RuntimeError("this HookProfiler has been started already")
         channels = dict(self._hooks.hooks)
         for name, channel in channels.items():
             if not isinstance(channel, Registrations):

@@ -40,10 +40,17 @@ def count(
         list[float]: The number of instructions for doing each work once.
 
     Raises:
+        ValueError: The functions are not of one file.
         FileNotFoundError: valgrind is not installed.
         RuntimeError: The process failed.
     """
-    (file,) = {make.__code__.co_filename for make in makes}
+    files = {make.__code__.co_filename for make in makes}
+    if len(files) != 1:
+        raise ValueError(
+            "count needs functions of one file, not of "
+            + (", ".join(sorted(files)) or "none")
+        )
+    (file,) = files
     names = [make.__name__ for make in makes]
     # Not with -m, which would import this package and torch: the file may
     # need neither.
@@ -133,7 +140,8 @@ def run_counted(name: str, run: Run, sizes: tuple[int, int]) -> None:
     """
     processes = [_run_forked(run, size) for size in sizes]
     times = sizes[1] - sizes[0]
-    print(_COUNTED, name, times, *processes, sep="\t", flush=True)
+    # On a line of its own: the file may have begun one.
+    print(f"\n{_COUNTED}", name, times, *processes, sep="\t", flush=True)
 
 
 def _run_forked(run: Run, size: int) -> int:

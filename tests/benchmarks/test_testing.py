@@ -26,3 +26,10 @@ def test_without_valgrind_it_says_what_to_install(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(FileNotFoundError, match="apt-get install valgrind"):
         Counting([])
+
+
+def test_functions_of_several_files_or_none_are_refused():
+    with pytest.raises(ValueError, match=r"one file, not of .*loops\.py"):
+        count(ten, test_counts_follow_the_work)
+    with pytest.raises(ValueError, match="one file, not of none"):
+        count()

@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import robo_orchard_fasthooks as ours
 from helpers.gradients import (
     BOUNDS,
     CLIP_VALUES,
@@ -489,6 +490,39 @@ class TestGradientsOfOtherClasses:
             assert torch.is_grad_enabled() == before
             assert got is None or not got.requires_grad
 
+    @pytest.mark.filterwarnings("ignore:.*jit.trace:DeprecationWarning")
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_torch_jit_trace(self, whole):
+        """The trace holds for other values."""
+
+        def traced(module):
+            def total_norm(*grads):
+                return module.get_total_norm(grads)
+
+            def clipped(*grads):
+                params = build(repeated(2, (3,)))
+                for param, grad in zip(params, grads, strict=True):
+                    param.grad = grad.clone()
+                module.clip_grad_norm_(params, 0.5)
+                return params[0].grad
+
+            example = torch.ones(3), torch.ones(3)
+            return torch.jit.trace(clipped if whole else total_norm, example)
+
+        others = torch.full((3,), 9.0), torch.full((3,), -7.0)
+        found, expected = (
+            traced(module)(*others) for module in (ours, torch.nn.utils)
+        )
+        assert same_bits(found, expected)
+
+    @pytest.mark.parametrize("default", ["meta", "cpu"])
+    def test_torch_s_default_device(self, default):
+        """Shapes of which some are stacked, in another order."""
+        tensors = [torch.randn(4000), *(torch.randn(3) for _ in range(4))]
+        with torch.device(default):
+            found = ours.get_total_norm(tensors)
+        assert same_bits(found, torch.nn.utils.get_total_norm(tensors))
+
     @BOTH
     @pytest.mark.parametrize("bound", [0.5, 1e9])
     def test_meta(self, function, reference, bound):
@@ -556,6 +590,50 @@ def refusal(function, *args, **kwargs):
 
 class TestRefused:
     """What cannot be clipped is named, and nothing has changed."""
+
+    @pytest.mark.parametrize(
+        ("dtype", "value", "match"),
+        [
+            (torch.float16, 1e5, "float16, for which 100000.0 is too large"),
+            (torch.float32, 1e300, "float32, for which 1e\\+300 is too large"),
+            (torch.float16, -1e5, "float16, for which -100000.0 is too large"),
+            (torch.int32, 1.0, "of torch.int32 and cannot be clipped"),
+            (torch.bool, 1.0, "of torch.bool and cannot be clipped"),
+            (torch.float8_e5m2, 1.0, "of torch.float8_e5m2 and cannot be"),
+        ],
+    )
+    def test_dtypes_by_value(self, dtype, value, match):
+        """torch finds out after it has clamped others."""
+        params = [torch.nn.Parameter(torch.zeros(4).double())]
+        params[0].grad = torch.full((4,), 1e306, dtype=torch.float64)
+        other = torch.ones(4).to(dtype)
+        params.append(torch.nn.Parameter(other, requires_grad=False))
+        params[1].grad = other.clone()
+        with pytest.raises(
+            NotImplementedError,
+            match=f"^the gradient of parameter 1 .*{match}",
+        ):
+            clip_grad_value_(params, value)
+        assert params[0].grad.tolist() == [1e306] * 4
+
+    def test_a_bound_that_is_infinite(self):
+        params = [torch.nn.Parameter(torch.zeros(4).half())]
+        params[0].grad = torch.full((4,), 3.0).half()
+        clip_grad_value_(params, math.inf)
+        assert params[0].grad.tolist() == [3.0] * 4
+
+    @BOTH
+    def test_inference_tensors(self, function, reference):
+        """torch scales them and raises then; the error names one."""
+        params = build(repeated(3, (4,)))
+        with torch.inference_mode():
+            params[1].grad = torch.ones(4)
+        with pytest.raises(RuntimeError, match="inference"):
+            reference(params, 0.5)
+        with pytest.raises(
+            NotImplementedError, match="^the gradient of parameter 1 was made"
+        ):
+            function(params, 0.5)
 
     def refused(self, make, function, error, match, *args, **kwargs):
         params = make()

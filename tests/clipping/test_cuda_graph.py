@@ -4,6 +4,7 @@
 what they are asked is right was never tried on a GPU.
 """
 
+import gc
 import sys
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
@@ -22,14 +23,25 @@ from robo_orchard_fasthooks._clipping.norms import norm_of_gradients
 KERNEL = "robo_orchard_fasthooks._clipping.scale_kernel"
 
 
+class Stream:
+    """Says who waits for whom."""
+
+    def __init__(self, calls, name):
+        self.calls, self.name = calls, name
+
+    def wait_stream(self, other):
+        self.calls.append(f"{self.name} waits for {other.name}")
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """What torch.cuda was asked, in order."""
     found = []
+    streams = [Stream(found, name) for name in ("side", "current")]
 
     class Graph:
-        def capture_begin(self, **kwargs):
-            found.append(("begin", kwargs))
+        def capture_begin(self, *pool, **kwargs):
+            found.append(("begin", *pool, kwargs))
 
         def capture_end(self):
             found.append("end")
@@ -42,27 +54,36 @@ def calls(monkeypatch):
 
     @contextmanager
     def stream(which):
-        found.append(("on", which))
+        found.append(f"on {which.name}")
         yield
-        found.append(("off", which))
+        found.append(f"off {which.name}")
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: "side stream")
-    monkeypatch.setattr(torch.cuda, "stream", stream)
+    for name, value in {
+        "CUDAGraph": Graph,
+        "Stream": lambda: streams[0],
+        "current_stream": lambda: streams[1],
+        "graph_pool_handle": lambda: "pool",
+        "stream": stream,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
     return found
 
 
-BEGIN = ("begin", {"capture_error_mode": "thread_local"})
+MODE = {"capture_error_mode": "thread_local"}
+BEGIN = ("begin", "pool", MODE)
 
 
 def test_a_capture(calls):
     result = torch.tensor(2.0)
-    graph = replay.CudaGraph(lambda: calls.append("work") or result)
+    graph = replay.CudaGraph(
+        lambda: calls.append(f"work, {gc.isenabled()}") or result
+    )
     assert calls == [
-        ("on", "side stream"),
-        *(BEGIN, "work", "end"),
-        ("off", "side stream"),
+        *("side waits for current", "on side", BEGIN),
+        *("work, False", "end"),
+        *("off side", "current waits for side"),
     ]
+    assert gc.isenabled()
     calls.clear()
     copies = [graph.replay()]
     result.fill_(3.0)  # As the next replay does.
@@ -70,6 +91,15 @@ def test_a_capture(calls):
     assert copies == [2.0, 3.0]
     graph.release()
     assert calls == ["replay", "replay", "reset"]
+
+
+def test_garbage_collection_stays_off(calls):
+    gc.disable()
+    try:
+        replay.CudaGraph(lambda: None)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_a_replay_without_a_result(calls):
@@ -81,7 +111,35 @@ def test_a_replay_without_a_result(calls):
 def test_a_capture_whose_work_fails_is_ended(calls):
     with pytest.raises(ZeroDivisionError):
         replay.CudaGraph(lambda: 1 / 0)
-    assert calls[1:3] == [BEGIN, "end"]
+    assert calls[2:] == [BEGIN, "end"]
+    assert gc.isenabled()
+
+
+def test_a_capture_that_cannot_be_ended(calls, monkeypatch):
+    """The allocator and the default generator are told by hand."""
+
+    class Graph(torch.cuda.CUDAGraph):
+        def capture_end(self):
+            super().capture_end()
+            if calls.count("end") == 1:
+                raise RuntimeError("operation not permitted")
+
+    def note(name):
+        return lambda *args, **device: calls.append((name, *args))
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, note(name), raising=False)
+    monkeypatch.setattr(torch, "zeros", note("zeros"))
+    with pytest.raises(RuntimeError, match="not permitted"):
+        replay.CudaGraph(lambda: None)
+    assert calls[2:] == [
+        *(BEGIN, "end"),
+        ("_cuda_endAllocateToPool", 3, "pool"),
+        ("_cuda_releasePool", 3, "pool"),
+        *(("begin", MODE), ("zeros", 1), "end"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -559,6 +559,11 @@ def test_a_norm_that_is_not_finite_is_none_of_ours(lib, clip, value):
         ({"clip_mode": "value"}, "clip_value must be specified when"),
         ({"max_norm": -1.0}, "max_norm must be non-negative when .* not -1"),
         ({"max_norm": math.nan}, "max_norm must be non-negative when"),
+        ({"max_norm": "much"}, "max_norm must be a number, not 'much'"),
+        ({"max_norm": 1j}, "max_norm must be a number, not 1j"),
+        ({"max_norm": torch.ones(2)}, "max_norm must be a number, not tensor"),
+        ({"norm_type": math.nan}, "norm_type must not be NaN"),
+        ({"norm_type": None}, "norm_type must be a number, not None"),
         (
             {"clip_mode": "value", "clip_value": -0.5},
             "clip_value must be non-negative when .* not -0.5",

@@ -20,7 +20,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 import robo_orchard_fasthooks as ours
 from helpers import processes
 from helpers.fp16 import FP16
-from robo_orchard_fasthooks._clipping import step
+from robo_orchard_fasthooks._clipping import loss_scaling, step
 
 RANKS = Path(__file__).parents[1].joinpath("helpers/scaler_ranks.py")
 NORM = {"clip_mode": "norm", "max_norm": 1.0}
@@ -37,6 +37,10 @@ with warnings.catch_warnings():
 EXPANDED = torch.tensor(5.0).expand(3)
 COMPLEX = torch.full((3,), 3 + 4j)
 META = torch.ones(3, device="meta")
+HALF = torch.tensor([3.0, -3.0, 0.0], dtype=torch.float16)
+with torch.inference_mode():
+    INFERENCE = torch.full((3,), 5.0)
+AS_THEY_ARE = EXPANDED, INFERENCE  # A clone would have no fault.
 
 
 def torch_norms(grad):
@@ -55,6 +59,10 @@ CASES = {
     "expanded by value": (EXPANDED, VALUE, "has elements that share memory"),
     "complex by value": (COMPLEX, VALUE, "is complex .*by value"),
     "complex by norm": (COMPLEX, NORM, "is complex .* unscaled"),
+    "half by value": (HALF, {**VALUE, "clip_value": 1e5}, "is too large"),
+    "inference by norm": (INFERENCE, NORM, r"inference_mode\(\)"),
+    "inference below": (INFERENCE, BELOW, r"inference_mode\(\)"),
+    "inference by value": (INFERENCE, VALUE, r"inference_mode\(\)"),
     "foreach by norm": (META, {**NORM, "foreach": True}, r"\(meta\)"),
     "foreach by value": (META, {**VALUE, "foreach": True}, r"\(meta\)"),
 }
@@ -143,7 +151,8 @@ def assert_next_step_works(hook, accelerator, optimizer):
 def test_a_refusal_changes_nothing(accelerator, prepare, case):
     grad, settings, message = CASES[case]
     good = make_param(torch.zeros(3), torch.tensor([24.0, 32.0, 0.0]))
-    bad = make_param(grad, grad.clone() if grad is not EXPANDED else grad)
+    as_it_is = any(grad is each for each in AS_THEY_ARE)
+    bad = make_param(grad, grad if as_it_is else grad.clone())
     before, stays = grad.clone(), bad.grad
     optimizer = prepare(good, bad)
     hook = ours.GradientClippingHookConfig(**settings)()
@@ -159,6 +168,43 @@ def test_a_refusal_changes_nothing(accelerator, prepare, case):
         assert hook.total_norm is None
     optimizer.param_groups[0]["params"][1] = make_param(torch.zeros(3), None)
     assert_next_step_works(hook, accelerator, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("grad", "message"),
+    [
+        (EXPANDED, "share memory"),
+        (COMPLEX, "is complex"),
+        (INFERENCE, "inference"),
+    ],
+    ids=["expanded", "complex", "inference"],
+)
+def test_a_frozen_parameter_is_unscaled_too(
+    accelerator, prepare, grad, message
+):
+    good = make_param(torch.zeros(3), torch.tensor([24.0, 32.0, 0.0]))
+    frozen = make_param(grad, grad).requires_grad_(False)
+    optimizer = prepare(good, frozen)
+    hook = ours.GradientClippingHookConfig(**NORM)()
+    for _ in range(2):
+        with pytest.raises(
+            NotImplementedError,
+            match=f"^the gradient of parameter 1 of group 0 .*{message}",
+        ):
+            run(hook, accelerator, optimizer)
+        assert_same(good.grad, torch.tensor([24.0, 32.0, 0.0]))
+    optimizer.param_groups[0]["params"].pop()
+    assert_next_step_works(hook, accelerator, optimizer)
+
+
+def test_a_sparse_gradient_of_a_frozen_parameter(accelerator, prepare):
+    """It is unscaled, as by torch, and not clipped."""
+    good = make_param(torch.zeros(3), torch.full((3,), 32.0))
+    frozen = make_param(SPARSE, SPARSE.clone()).requires_grad_(False)
+    hook = ours.GradientClippingHookConfig(**VALUE)()
+    run(hook, accelerator, prepare(good, frozen))
+    assert_same(good.grad, torch.ones(3))
+    assert_same(frozen.grad, SPARSE / SCALE)
 
 
 @pytest.fixture
@@ -410,6 +456,19 @@ class TestErrorIfNonfinite:
             torch.testing.assert_close(
                 param.detach(), torch.full((3,), -2 / 6**0.5)
             )
+
+
+def test_a_failure_to_scale_again(accelerator, prepare):
+    """The next step works all the same."""
+    optimizer = prepare(make_param(torch.zeros(3), torch.full((3,), 8.0)))
+    hook = ours.GradientClippingHookConfig(**NORM)()
+    with (
+        mock.patch.object(step, "clip_by_norm", side_effect=MemoryError),
+        mock.patch.object(loss_scaling, "_scale", side_effect=MemoryError),
+        pytest.raises(MemoryError),
+    ):
+        run(hook, accelerator, optimizer)
+    assert_next_step_works(hook, accelerator, optimizer)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])

@@ -41,10 +41,10 @@ class Limits:
 
 
 CUDA_12 = Limits(110, 320, 400)
-"""torch built with CUDA 12: kernel arguments of 4 KB."""
+"""torch before 2.12, or built with CUDA 12: kernel arguments of 4 KB."""
 
 CUDA_13 = Limits(770, 2240, 3200)
-"""torch built with CUDA 13: kernel arguments of 32 KB."""
+"""torch from 2.12 on, built with CUDA 13: kernel arguments of 32 KB."""
 
 BLOCK = 65536
 """kChunkSize: elements."""

@@ -16,6 +16,7 @@ def ten():
 
 def thirty():
     print("what it prints is not taken for a count")
+    print("nor does a line that it only begins hide one", end="")
     return loop(30)
 
 

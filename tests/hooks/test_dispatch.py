@@ -1,5 +1,7 @@
 """The order in which callbacks run, and the scopes that run them."""
 
+import subprocess
+import sys
 from contextlib import ExitStack
 
 import pytest
@@ -228,3 +230,39 @@ def test_a_hook_may_leave_the_scope_that_is_being_left(ours, hook, log):
     with scope:
         pass
     assert log == ["before a", "after a"]
+
+
+def test_a_channel_that_is_restored_while_a_hook_is_registered():
+    """The dictionary of hooks is in use, by way of the hook's `__eq__`."""
+    script = """
+from robo_orchard_fasthooks import HookContext, PipelineHooks
+
+class Evil(HookContext):
+    before = after = print
+
+    def __hash__(self):
+        return 1
+
+    def __eq__(self, other):
+        channel.__setstate__({"_context_handlers": [one]})
+        return False
+
+one = HookContext.from_callable()
+channel = PipelineHooks().hooks["on_step"]
+for _ in range(50):
+    channel.register(Evil())
+    channel.register(Evil())
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_channels_in_a_dictionary_of_another_class(hooks, args):
+    class Aliases(dict):
+        def __getitem__(self, key):
+            return super().__getitem__("on_" + key)
+
+    hooks.hooks = Aliases(hooks.hooks)
+    ran = []
+    hooks.hooks["step"].register(HookContext.from_callable(before=ran.append))
+    with hooks.begin("step", args):
+        assert ran == [args]

@@ -18,6 +18,21 @@ pytestmark = pytest.mark.also_on(*INSTALLED, *PROFILED)
 class TestException:
     """Hooks see in `arg.exception` what the scope raised."""
 
+    def test_left_with_a_type_alone(self, ours):
+        """As contextlib, `__exit__` makes an exception of it."""
+        seen = []
+        hooks = ours.PipelineHooks()
+        hooks.register_hook(
+            "on_step",
+            HookContext.from_callable(
+                after=lambda args: seen.append(args.exception)
+            ),
+        )
+        scope = hooks.begin("on_step", ours.PipelineHookArgs(None))
+        scope.__enter__()
+        scope.__exit__(ValueError, None, None)
+        assert list(map(type, seen)) == [ValueError]
+
     @pytest.fixture
     def seen(self):
         return []

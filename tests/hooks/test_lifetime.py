@@ -296,3 +296,17 @@ def test_memory_does_not_grow(case):
 @pytest.mark.parametrize("case", ONCE)
 def test_lifetime(case):
     run(ONCE[case])
+
+
+def test_a_long_chain_of_arguments_is_freed():
+    """Without a C stack frame for each of them."""
+    script = """
+from robo_orchard_fasthooks import PipelineHookArgs
+last = None
+for _ in range(300_000):
+    args = PipelineHookArgs(None)
+    args.previous = last
+    last = args
+del args, last
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

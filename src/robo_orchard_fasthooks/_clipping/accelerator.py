@@ -1,7 +1,7 @@
-"""Clipping by the accelerator's own methods, where ours must not replace them.
+"""Clipping by the accelerator's own methods, where they must not be replaced.
 
-An accelerator of another class may have its own, and with some backends
-accelerate's do more than to clip.
+An accelerator of another class may override them, and with some backends
+accelerate's own do more than clip.
 """
 
 from __future__ import annotations

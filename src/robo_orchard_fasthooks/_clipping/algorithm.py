@@ -13,18 +13,19 @@ from robo_orchard_fasthooks._clipping.gradients import (
     are_plain,
     replicated,
 )
-from robo_orchard_fasthooks._clipping.kinds import kind_of
+from robo_orchard_fasthooks._clipping.kinds import dtensor_gradients
 from robo_orchard_fasthooks._clipping.local import DEVICES, LocalGradients
 from robo_orchard_fasthooks._clipping.norms import norm_of_gradients
 from robo_orchard_fasthooks._clipping.refusals import (
     Name,
     by_index,
-    complex_,
+    inference,
     overlapping,
     partial_extremum,
     product,
     refuse,
     sparse,
+    unclampable,
 )
 from robo_orchard_fasthooks._clipping.torch_functions import (
     clip_grads_with_norm_,
@@ -51,8 +52,7 @@ def clip_by_norm(
     Args:
         gradients (Gradients): How the gradients are stored, which may be kept
             from step to step.
-        params (list[Tensor]): The parameters; this and the next four as in
-            `clip_grad_norm_`.
+        params (list[Tensor]): The parameters.
         max_norm (float): The largest norm.
         norm_type (float): The p of the p-norm.
         error_if_nonfinite (bool): Whether a norm has to be finite.
@@ -95,7 +95,8 @@ def scale_to_norm_(
     Raises:
         NotImplementedError: Elements of a gradient share memory, or it is the
             maximum or minimum of parts and `max_norm` is negative. It is
-            named, and no gradient has changed.
+            named, and no gradient has changed. Or it is an inference tensor;
+            then others have changed, as in torch.
     """
     if not norm.local and not norm.left_to_torch:
         return
@@ -118,7 +119,11 @@ def scale_to_norm_(
         total_norm = replicated(norm.total_norm, mesh)
         clip_grads_with_norm_(left, max_norm, total_norm, foreach)
     if scaled:
-        (scale_ or gradients.scale_)(norm, coefficient)
+        try:
+            (scale_ or gradients.scale_)(norm, coefficient)
+        except RuntimeError:
+            refuse(params, inference, name)
+            raise
 
 
 def clip_by_value(
@@ -145,8 +150,12 @@ def clip_by_value(
     clip_value = float(clip_value)
     grads = gradients.local(params)
     for dtype in {grad.dtype for grad in grads}:
-        if dtype.is_complex:
-            refuse(params, complex_, name)
+        if (
+            not dtype.is_floating_point
+            or dtype.itemsize == 1
+            or not abs(clip_value) <= torch.finfo(dtype).max
+        ):
+            refuse(params, unclampable(clip_value), name)
     if not _contiguous(grads):
         refuse(params, sparse, name)
         refuse(params, overlapping, name)
@@ -155,16 +164,17 @@ def clip_by_value(
         or (foreach and not DEVICES >= {grad.device.type for grad in grads})
         or (grads and not are_plain(grads))
     ):
-        kind = kind_of(grads)
-        if kind is LocalGradients:
+        dtensors = dtensor_gradients(params)
+        if dtensors is None:
             torch.nn.utils.clip_grad_value_(params, clip_value, foreach)
             return
-        gradients = kind()
+        gradients = dtensors
     try:
         with torch.set_grad_enabled(False):
             gradients.clamp_(params, grads, clip_value, foreach)
-    except NotImplementedError:
+    except RuntimeError:
         refuse(params, product, name)
+        refuse(params, inference, name)
         raise
 
 

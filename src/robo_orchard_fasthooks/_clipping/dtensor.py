@@ -19,7 +19,7 @@ from robo_orchard_fasthooks._clipping.local import LocalGradients
 from robo_orchard_fasthooks._clipping.mesh import LOCAL_TYPES
 from robo_orchard_fasthooks._clipping.partial import clamped_sum, is_sum
 from robo_orchard_fasthooks._clipping.placed import (
-    PlacedGradients,
+    MeshGroups,
     shards_of,
 )
 from robo_orchard_fasthooks._clipping.torch_functions import get_total_norm
@@ -46,7 +46,7 @@ class DTensorGradients(Gradients):
     def __init__(self) -> None:
         super().__init__()
         self._local = LocalGradients()
-        self.placed = PlacedGradients()
+        self.placed = MeshGroups()
 
     @override
     def local(self, params: list[Tensor]) -> list[Tensor]:
@@ -224,7 +224,9 @@ class DTensorGradients(Gradients):
         # First subclasses of Partial, which torch may refuse.
         left.sort(key=lambda index: not _has_partial(all_grads[index]))
         for index in left:
-            torch.nn.utils.clip_grad_value_(params[index], clip_value, foreach)
+            torch.nn.utils.clip_grad_value_(
+                [params[index]], clip_value, foreach
+            )
             shards[index] = None
         for index, clamped in sums.items():
             shards[index].copy_(clamped)

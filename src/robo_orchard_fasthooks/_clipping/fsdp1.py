@@ -95,9 +95,7 @@ class FSDP1Gradients(Gradients):
         foreach: bool | None = None,
     ) -> GradientNorm | None:
         if not self._sharded:
-            return self._unsharded.total_norm(params, norm_type)
-        if reason := self.unsupported(norm_type):
-            raise ValueError(reason)
+            return self._unsharded.total_norm(params, norm_type, foreach)
         dtensors = [params[i] for i in self._whole if _is_dtensor(params[i])]
         grads = [param.grad for param in dtensors]
         # First, since this may refuse a gradient.

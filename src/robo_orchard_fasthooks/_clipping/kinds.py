@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from robo_orchard_fasthooks._clipping.local import LocalGradients
 if TYPE_CHECKING:
     from robo_orchard_fasthooks._clipping.dtensor import DTensorGradients
 
-__all__ = ["kind_of"]
+__all__ = ["dtensor_gradients", "kind_of"]
 
 
 def kind_of(
@@ -34,3 +34,19 @@ def kind_of(
     from robo_orchard_fasthooks._clipping.dtensor import DTensorGradients
 
     return DTensorGradients
+
+
+def dtensor_gradients(params: list[Tensor]) -> DTensorGradients | None:
+    """Makes a DTensorGradients if any gradient is a DTensor.
+
+    The class is selected by parameters, and plain ones may have DTensors for
+    gradients.
+
+    Args:
+        params (list[Tensor]): The parameters.
+
+    Returns:
+        DTensorGradients | None: None if no gradient is a DTensor.
+    """
+    kind = kind_of([grad for p in params if (grad := p.grad) is not None])
+    return None if kind is LocalGradients else cast("DTensorGradients", kind())

@@ -14,6 +14,7 @@ import torch
 from robo_orchard_fasthooks._clipping.accelerator import (
     is_accelerate_method,
 )
+from robo_orchard_fasthooks._clipping.gradients import local_tensor
 from robo_orchard_fasthooks._clipping.order import unwrapped
 
 __all__ = ["unscaled", "will_unscale"]
@@ -66,8 +67,9 @@ def unscaled(
     except BaseException as error:
         overflowed = False
         for key in unscaled_ids() - before:
-            _scale(optimizers[key], scaler.get_scale())
+            # First, so that the next step works even if scaling fails.
             states[key]["stage"] = type(states[key]["stage"]).READY
+            _scale(optimizers[key], scaler.get_scale())
             found = states[key]["found_inf_per_device"].values()
             overflowed |= any(map(bool, found))
         if overflowed and hasattr(error, "add_note"):  # Python 3.11.
@@ -111,4 +113,4 @@ def _scale(optimizer: torch.optim.Optimizer, scale: float) -> None:
             if param.grad is not None:
                 # The local tensor, as torch unscales DTensors of any
                 # placement but does not multiply Partial("max") in place.
-                getattr(param.grad, "_local_tensor", param.grad).mul_(scale)
+                local_tensor(param.grad).mul_(scale)

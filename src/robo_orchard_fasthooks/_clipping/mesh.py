@@ -24,7 +24,7 @@ from robo_orchard_fasthooks._clipping.local import (
 )
 from robo_orchard_fasthooks._clipping.partial import is_partial
 
-__all__ = ["LOCAL_TYPES", "Kind", "MeshGradients", "identity_of", "reduce_max"]
+__all__ = ["LOCAL_TYPES", "Kind", "MeshGroup", "identity_of", "reduce_max"]
 
 Kind = tuple[tuple[Placement, ...], torch.dtype, torch.device]
 """The placements, the dtype and the device of a gradient."""
@@ -33,7 +33,7 @@ LOCAL_TYPES = {Tensor, NoneType}
 """The types of local tensors that are supported; None if there is none."""
 
 
-class MeshGradients:
+class MeshGroup:
     """The gradients of one mesh among those of a list of parameters.
 
     Each rank computes the norms of its shards, and the norms of all gradients

@@ -10,8 +10,9 @@ from robo_orchard_fasthooks._clipping.gradients import (
     GradientNorm,
     Gradients,
     full,
+    local_tensor,
 )
-from robo_orchard_fasthooks._clipping.kinds import kind_of
+from robo_orchard_fasthooks._clipping.kinds import dtensor_gradients
 from robo_orchard_fasthooks._clipping.local import LocalGradients
 from robo_orchard_fasthooks._clipping.refusals import (
     Name,
@@ -40,7 +41,7 @@ def norm_of_gradients(
     """Computes the norm for `clip_by_norm`; no gradient changes.
 
     Args:
-        gradients (Gradients): This and the next five as in `clip_by_norm`.
+        gradients (Gradients): How the gradients are stored.
         params (list[Tensor]): The parameters.
         norm_type (float): The p of the p-norm.
         error_if_nonfinite (bool): Whether the norm has to be finite.
@@ -57,19 +58,11 @@ def norm_of_gradients(
     norm_type = float(norm_type)
     try:
         norm = gradients.total_norm(params, norm_type, foreach)
+        if norm is None and (dtensors := dtensor_gradients(params)):
+            gradients = dtensors
+            norm = dtensors.total_norm(params, norm_type, foreach)
         if norm is None:
-            grads = [grad for p in params if (grad := p.grad) is not None]
-            kind = kind_of(grads)
-            # Parameters that are plain may have DTensors for gradients.
-            if kind is not LocalGradients:
-                return norm_of_gradients(
-                    kind(),
-                    params,
-                    norm_type,
-                    error_if_nonfinite,
-                    foreach,
-                    name,
-                )
+            grads = gradients.local(params)
             total_norm = get_total_norm(grads, norm_type, False, foreach)
             norm = GradientNorm(total_norm, [], left_to_torch=[(None, params)])
     except NotImplementedError:
@@ -97,11 +90,9 @@ def norm_given(
     """
     try:
         norm = gradients.with_norm(params, total_norm, foreach)
+        if norm is None and (dtensors := dtensor_gradients(params)):
+            norm = dtensors.with_norm(params, total_norm, foreach)
         if norm is None:
-            grads = [grad for p in params if (grad := p.grad) is not None]
-            kind = kind_of(grads)
-            if kind is not LocalGradients:
-                return norm_given(kind(), params, total_norm, foreach)
             norm = GradientNorm(total_norm, [], left_to_torch=[(None, params)])
     except NotImplementedError:
         refuse(params, product, by_index)
@@ -139,7 +130,7 @@ def norm_of_tensors(
                 raise NotImplementedError(f"tensor {index} {what}") from None
         raise
     if error_if_nonfinite and not full(total_norm).isfinite():
-        parts = ([getattr(t, "to_local", lambda t=t: t)()] for t in tensors)
+        parts = ([local_tensor(tensor)] for tensor in tensors)
         raise RuntimeError(
             not_finite(
                 parts,

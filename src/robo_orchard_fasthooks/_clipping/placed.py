@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import is_
-from types import NoneType
 from typing import Any
 from weakref import ref
 
@@ -12,14 +11,23 @@ from torch import Tensor
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor
 
-from robo_orchard_fasthooks._clipping.mesh import Kind, MeshGradients
+from robo_orchard_fasthooks._clipping.mesh import Kind, MeshGroup
 from robo_orchard_fasthooks._clipping.partial import is_partial
 from robo_orchard_fasthooks._clipping.refusals import product
 
-__all__ = ["PlacedGradients", "shards_of"]
+__all__ = ["MeshGroups", "shards_of"]
 
 
-class PlacedGradients:
+# What a plain tensor has in place of a spec. Not None, which is what a weak
+# reference to a spec returns after that has died.
+_PLAIN = object()
+
+
+def _plain() -> object:
+    return _PLAIN
+
+
+class MeshGroups:
     """The grouping by device mesh of the gradients that were seen last.
 
     Only weak references to meshes and to the specs of DTensors are kept, and
@@ -27,7 +35,7 @@ class PlacedGradients:
     process groups dist.destroy_process_group has destroyed.
     """
 
-    groups: list[MeshGradients]
+    groups: list[MeshGroup]
     """The DTensors, mesh by mesh."""
 
     plain: list[int]
@@ -40,8 +48,7 @@ class PlacedGradients:
     """Whether any DTensor is complex."""
 
     def __init__(self) -> None:
-        # Weak references to specs; for a plain tensor NoneType, which returns
-        # None when it is called.
+        # Weak references to specs; for a plain tensor `_plain`.
         self._specs: list[Callable[[], Any]] = []
         self._meshes: list[Callable[[], Any]] = []
         # The id of the mesh of each gradient, and its kind.
@@ -71,13 +78,13 @@ class PlacedGradients:
             for owner, grad in zip(owners, grads, strict=True)
         ]
         # FSDP2 gives the gradients of a parameter one spec, step after step.
-        specs = [getattr(tensor, "_spec", None) for tensor in shown]
+        specs = [getattr(tensor, "_spec", _PLAIN) for tensor in shown]
         if len(specs) != len(self._specs) or not all(
             map(is_, specs, [spec() for spec in self._specs])
         ):
             self._plan(shown)
             self._specs = [
-                NoneType if spec is None else ref(spec) for spec in specs
+                _plain if spec is _PLAIN else ref(spec) for spec in specs
             ]
         if any(grads[index] is not None for index in self._products):
             raise NotImplementedError("a gradient cannot be clipped")
@@ -112,7 +119,7 @@ class PlacedGradients:
             mesh and dtype.is_complex for mesh, (_, dtype, _) in kinds
         )
         self.groups = [
-            MeshGradients(mesh, indices, [kinds[i][1] for i in indices])
+            MeshGroup(mesh, indices, [kinds[i][1] for i in indices])
             for mesh, indices in by_mesh.items()
         ]
 

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from math import inf
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 from torch.utils._foreach_utils import _device_has_foreach_support
 
+from robo_orchard_fasthooks._clipping.gradients import local_tensor
+
 __all__ = [
     "Name",
     "by_index",
-    "complex_",
+    "inference",
     "not_finite",
     "overlapping",
     "partial_extremum",
     "product",
     "refuse",
     "sparse",
+    "unclampable",
     "unclippable",
+    "unscalable",
     "without_foreach",
 ]
 
@@ -66,15 +71,46 @@ def sparse(grad: Tensor) -> str | None:
     )
 
 
-def complex_(grad: Tensor) -> str | None:
-    if not grad.is_complex():
+def unclampable(clip_value: float) -> Callable[[Tensor], str | None]:
+    """Makes a check that finds what torch cannot clamp to this value.
+
+    It would find out only after others have been clamped.
+    """
+
+    def fault(grad: Tensor) -> str | None:
+        if grad.is_complex():
+            return (
+                "is complex and cannot be clipped by value; clip by norm "
+                "instead"
+            )
+        if not grad.is_floating_point() or grad.dtype.itemsize == 1:
+            return f"is of {grad.dtype} and cannot be clipped by value"
+        largest = torch.finfo(grad.dtype).max
+        # On CUDA, torch compares 16-bit numbers in fp32.
+        if grad.is_cuda or not largest < abs(clip_value) < inf:
+            return None
+        return (
+            f"is of {grad.dtype}, for which {clip_value} is too large; pass "
+            f"at most {largest}, or inf"
+        )
+
+    return fault
+
+
+def inference(grad: Tensor) -> str | None:
+    if not local_tensor(grad).is_inference() or (
+        torch.is_inference_mode_enabled()
+    ):
         return None
-    return "is complex and cannot be clipped by value; clip by norm instead"
+    return (
+        "was made in torch.inference_mode() and cannot be changed in place "
+        "outside of it; assign grad.clone()"
+    )
 
 
 def overlapping(grad: Tensor) -> str | None:
     # The stride of a DTensor need not be that of its local tensor.
-    grad = getattr(grad, "_local_tensor", grad)
+    grad = local_tensor(grad)
     if grad.layout != torch.strided or all(
         n < 2 or step
         for n, step in zip(grad.shape, grad.stride(), strict=True)
@@ -96,30 +132,34 @@ def without_foreach(grad: Tensor) -> str | None:
 
 
 def unclippable(
-    by_norm: bool, norm_type: float
+    by_norm: bool, bound: float, norm_type: float
 ) -> Callable[[Tensor], str | None]:
-    """Makes a check that finds all faults of a gradient under a GradScaler.
+    """Makes a check that finds what cannot be clipped, whatever its values.
 
-    Without a scaler, clipping looks for faulty gradients only after a kernel
-    has failed, or if gradients have to be scaled. That is too late once they
-    have been unscaled.
+    Without a GradScaler, clipping looks for faulty gradients only after a
+    kernel has failed, or if gradients have to be scaled. That is too late once
+    they have been unscaled.
     """
+    dtype = unclampable(bound)
+
+    def fault(grad: Tensor) -> str | None:
+        if grad.layout != torch.strided and (
+            not by_norm or not _has_norm(grad, norm_type)
+        ):
+            return sparse(grad)
+        return product(grad) or (None if by_norm else dtype(grad))
+
+    return fault
+
+
+def unscalable() -> Callable[[Tensor], str | None]:
+    """Makes a check that finds what a GradScaler cannot unscale."""
     mixed = _mixed()
 
     def fault(grad: Tensor) -> str | None:
-        if not by_norm:
-            return (
-                sparse(grad)
-                or complex_(grad)
-                or overlapping(grad)
-                or product(grad)
-                or mixed(grad)
-            )
-        if grad.layout != torch.strided and not _has_norm(grad, norm_type):
-            return sparse(grad)
         if grad.is_complex():
             return "is complex and cannot be unscaled by a GradScaler"
-        return overlapping(grad) or product(grad) or mixed(grad)
+        return overlapping(grad) or inference(grad) or mixed(grad)
 
     return fault
 

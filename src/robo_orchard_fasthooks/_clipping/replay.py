@@ -6,8 +6,10 @@ launch does what the captured kernels did, with the same bits.
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -74,14 +76,24 @@ class CudaGraph:
     """
 
     def __init__(self, work: Work):
-        self._graph = torch.cuda.CUDAGraph()
         cuda: Any = torch.cuda  # torch does not type its streams.
-        with cuda.stream(cuda.Stream()):
-            self._graph.capture_begin(capture_error_mode="thread_local")
+        self._graph = cuda.CUDAGraph()
+        pool, stream = cuda.graph_pool_handle(), cuda.Stream()
+        # capture_begin writes the seed and offset of the default generator,
+        # which a graph of the user may be reading.
+        stream.wait_stream(cuda.current_stream())
+        with _no_garbage_collection(), cuda.stream(stream):
+            self._graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
                 self._result = work()
             finally:
-                self._graph.capture_end()
+                try:
+                    self._graph.capture_end()
+                except BaseException:
+                    with suppress(Exception):
+                        _end(pool)
+                    raise
+        cuda.current_stream().wait_stream(stream)
 
     def replay(self) -> Tensor | None:
         result: Any = self._result
@@ -93,6 +105,34 @@ class CudaGraph:
     def release(self) -> None:
         self._result = None
         self._graph.reset()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Destroying a graph would end the capture (pytorch#161037)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _end(pool: Any) -> None:
+    """Does what CUDAGraph.capture_end of torch 2.11 leaves undone if it fails.
+
+    Otherwise the allocator would not free its cache, and the default generator
+    would take itself for captured, from then on.
+    """
+    cuda: Any = torch._C
+    device = torch.cuda.current_device()
+    cuda._cuda_endAllocateToPool(device, pool)
+    cuda._cuda_releasePool(device, pool)
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin(capture_error_mode="thread_local")
+    torch.zeros(1, device="cuda")
+    graph.capture_end()
 
 
 @dataclass(eq=False)
@@ -291,8 +331,10 @@ def _eligible(
     if {grad.layout for grad in grads} != {torch.strided}:
         return [], []
     addresses = list(map(Tensor.data_ptr, grads))
-    if len(set(addresses)) < len(grads):
-        return [], []  # The kernel would race where one is there twice.
+    # The kernel would race where one is there twice. Empty ones are at 0.
+    others = max(0, addresses.count(0) - 1)
+    if len(set(addresses)) + others < len(grads):
+        return [], []
     return grads, addresses
 
 

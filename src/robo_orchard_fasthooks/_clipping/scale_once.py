@@ -65,17 +65,17 @@ class Tables:
                 of the gradients.
         """
         for group in norm.groups or by_dtype(norm.local):
-            if rest := self._after_kernel(group, coefficient):
+            if rest := self._run_kernel(group, coefficient):
                 multiply_(rest, coefficient)
 
     def clamp_(self, grads: list[Tensor]) -> None:
         """As Gradients.clamp_, with the same bits."""
         for group in by_dtype(grads):
-            if rest := self._after_kernel(group, None):
+            if rest := self._run_kernel(group, None):
                 torch._foreach_clamp_min_(rest, -self._clip_value)
                 torch._foreach_clamp_max_(rest, self._clip_value)
 
-    def _after_kernel(
+    def _run_kernel(
         self, grads: _Tensors, coefficient: Tensor | None
     ) -> list[Tensor]:
         """Runs the kernel; returns the gradients that it is not for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from robo_orchard_fasthooks._clipping.parameters import (
 from robo_orchard_fasthooks._clipping.refusals import (
     refuse,
     unclippable,
+    unscalable,
     without_foreach,
 )
 
@@ -70,23 +72,28 @@ class ClipSettings(NamedTuple):
         """Returns the bound of the mode.
 
         Raises:
-            ValueError: The mode is unknown, or its bound is None, negative or
-                NaN.
+            ValueError: The mode is unknown, its bound is None, negative or
+                NaN, `norm_type` is NaN, or one of them is not a number.
         """
         if self.clip_mode == "norm":
-            name, bound = "max_norm", self.max_norm
+            name, value = "max_norm", self.max_norm
+            if isnan(_number("norm_type", self.norm_type)):
+                raise ValueError(
+                    "GradientClippingHook: norm_type must not be NaN"
+                )
         elif self.clip_mode == "value":
-            name, bound = "clip_value", self.clip_value
+            name, value = "clip_value", self.clip_value
         else:
             raise ValueError(
                 "GradientClippingHook: clip_mode must be 'norm' or 'value', "
                 f"not {self.clip_mode!r}"
             )
-        if bound is None:
+        if value is None:
             raise ValueError(
                 f"GradientClippingHook: {name} must be specified when "
                 f"clip_mode is {self.clip_mode!r}"
             )
+        bound = _number(name, value)
         if not bound >= 0:  # Refuses NaN too.
             raise ValueError(
                 f"GradientClippingHook: {name} must be non-negative when "
@@ -95,8 +102,17 @@ class ClipSettings(NamedTuple):
         return bound
 
 
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise ValueError(
+            f"GradientClippingHook: {name} must be a number, not {value!r}"
+        ) from None
+
+
 def clip_at_step(hook: Any, hook_args: Any) -> torch.Tensor | None:
-    """Clips if the step succeeded and its gradients are synchronised.
+    """Clips if the step succeeded and its gradients are synchronized.
 
     Args:
         hook (GradientClippingHook): The hook whose settings to use; a hook of
@@ -229,8 +245,15 @@ def clip_gradients(
 
     if not will_unscale(accelerator):
         return clip()
-    # Unscaling changes gradients. Clipping detects one that it cannot clip
-    # only after that; below the bound, it does not look for one at all.
-    refuse(params, unclippable(by_norm, settings.norm_type), name)
+    # Unscaling changes gradients, those of frozen parameters too. Clipping
+    # detects one that it cannot clip only after that; below the bound, it does
+    # not look for one at all.
+    refuse(params, unclippable(by_norm, bound, settings.norm_type), name)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    refuse(
+        held,
+        unscalable(),
+        lambda index: name_of(held[index], optimizer, models()),
+    )
     with unscaled(accelerator, optimizer, params):
         return clip()

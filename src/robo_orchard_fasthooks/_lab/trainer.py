@@ -89,8 +89,8 @@ def recognize_clipping(module: Any, original: Any) -> Any:
 def clip_with_all_settings(cls: Any, original: Any) -> Any:
     """Makes the trainer's method that clips.
 
-    With a config of this package it also applies `error_if_nonfinite` and
-    `foreach`, which RoboOrchardLab's configs do not have.
+    With a config of this package it also applies `error_if_nonfinite`,
+    `foreach` and `cuda_graph`, which RoboOrchardLab's configs do not have.
 
     Args:
         cls (type): HookBasedTrainer.

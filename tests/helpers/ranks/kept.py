@@ -39,7 +39,7 @@ from helpers.ranks.placing import (
     placed,
 )
 from robo_orchard_fasthooks._clipping.kinds import kind_of
-from robo_orchard_fasthooks._clipping.mesh import MeshGradients
+from robo_orchard_fasthooks._clipping.mesh import MeshGroup
 from robo_orchard_fasthooks.clip import (
     _kept,
 )
@@ -76,12 +76,12 @@ def planned_once(way):
 
     made = []
 
-    class Counted(module.MeshGradients):
+    class Counted(module.MeshGroup):
         def __init__(self, *args):
             made.append(args)
             super().__init__(*args)
 
-    plain, module.MeshGradients = module.MeshGradients, Counted
+    plain, module.MeshGroup = module.MeshGroup, Counted
     try:
         mesh = mesh_of(2)
         # A number of parameters of which nothing else is kept.
@@ -92,7 +92,7 @@ def planned_once(way):
         # The halves keep one plan for both, if parameters are DTensors too.
         check(0 < len(made) <= expected, "planned", len(made), "times")
     finally:
-        module.MeshGradients = plain
+        module.MeshGroup = plain
 
 
 @case("placements", way=["function", "halves"])
@@ -104,7 +104,7 @@ def nothing_is_kept_alive(way):
     kept = reachable(
         _kept(kind_of(params), len(params), threading.get_ident())
     )
-    check(any(isinstance(each, MeshGradients) for each in kept), "no plan")
+    check(any(isinstance(each, MeshGroup) for each in kept), "no plan")
     for each in kept:
         check(not isinstance(each, (DeviceMesh, DTensor, nn.Parameter)), each)
     found = [
@@ -130,6 +130,17 @@ def reachable(start):
         else:
             waiting += gc.get_referents(each)
     return [*found.values()]
+
+
+@case("placements", way=WAYS)
+def a_plain_gradient_where_a_dtensor_was(way):
+    """The spec of the DTensor is freed, and the plain gradient has none."""
+    mesh = mesh_of(2)
+    params = [placed(Shard(0), mesh, seed=seed) for seed in range(2)]
+    clip(way, params, CLIPS)
+    params[1] = placed(None, mesh, seed=2)
+    gc.collect()
+    check_clips(lambda *args: clip(way, *args), params, CLIPS)
 
 
 @case("renewed", way=["hook", "function", "halves"], norm_type=[2.0, INF])

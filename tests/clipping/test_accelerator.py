@@ -255,7 +255,7 @@ class TestDelegated:
         run(ours, hook, Accelerator(cpu=True), optimizer)
         assert len(found) == 1
 
-    def test_an_error_that_only_we_can_raise(self, clip, calls):
+    def test_error_if_nonfinite_is_refused(self, clip, calls):
         accelerator = stand_in(DistributedType.MEGATRON_LM)
         settings = {"clip_mode": "norm", "error_if_nonfinite": True}
         with pytest.raises(ValueError, match="StandIn, .*MEGATRON_LM"):
@@ -305,7 +305,7 @@ class TestDelegated:
 
     @pytest.mark.parametrize("kind", ["NO", "MULTI_CPU", "MULTI_GPU", "FSDP"])
     @pytest.mark.parametrize("mode", CLIPPING)
-    def test_clipped_by_us(self, clip, calls, kind, mode):
+    def test_clipped_by_this_package(self, clip, calls, kind, mode):
         settings, by_torch = CLIPPING[mode]
         params, _ = clip(stand_in(DistributedType[kind]), **settings)
         assert calls == []
