@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helpers.cuda_trace import recorded
 from helpers.gradients import same_bits
-from robo_orchard_fasthooks._clipping import replay, scale_once
+from robo_orchard_fasthooks._clipping import cuda_graph, replay, scale_once
 from robo_orchard_fasthooks._clipping.algorithm import scale_to_norm_
 from robo_orchard_fasthooks._clipping.gradients import GradientNorm, on_device
 from robo_orchard_fasthooks._clipping.norms import norm_of_gradients
@@ -75,7 +75,7 @@ BEGIN = ("begin", "pool", MODE)
 
 def test_a_capture(calls):
     result = torch.tensor(2.0)
-    graph = replay.CudaGraph(
+    graph = cuda_graph.CudaGraph(
         lambda: calls.append(f"work, {gc.isenabled()}") or result
     )
     assert calls == [
@@ -96,21 +96,21 @@ def test_a_capture(calls):
 def test_garbage_collection_stays_off(calls):
     gc.disable()
     try:
-        replay.CudaGraph(lambda: None)
+        cuda_graph.CudaGraph(lambda: None)
         assert not gc.isenabled()
     finally:
         gc.enable()
 
 
 def test_a_replay_without_a_result(calls):
-    graph = replay.CudaGraph(lambda: None)
+    graph = cuda_graph.CudaGraph(lambda: None)
     assert graph.replay() is None
     assert calls[-1] == "replay"
 
 
 def test_a_capture_whose_work_fails_is_ended(calls):
     with pytest.raises(ZeroDivisionError):
-        replay.CudaGraph(lambda: 1 / 0)
+        cuda_graph.CudaGraph(lambda: 1 / 0)
     assert calls[2:] == [BEGIN, "end"]
     assert gc.isenabled()
 
@@ -133,7 +133,7 @@ def test_a_capture_that_cannot_be_ended(calls, monkeypatch):
         monkeypatch.setattr(torch._C, name, note(name), raising=False)
     monkeypatch.setattr(torch, "zeros", note("zeros"))
     with pytest.raises(RuntimeError, match="not permitted"):
-        replay.CudaGraph(lambda: None)
+        cuda_graph.CudaGraph(lambda: None)
     assert calls[2:] == [
         *(BEGIN, "end"),
         ("_cuda_endAllocateToPool", 3, "pool"),

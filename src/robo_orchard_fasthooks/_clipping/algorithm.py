@@ -38,6 +38,10 @@ __all__ = [
 ]
 
 
+_WIDE = {torch.bfloat16, torch.float32, torch.float64}
+"""Floating dtypes that represent 3e38."""
+
+
 def clip_by_norm(
     gradients: Gradients,
     params: list[Tensor],
@@ -149,13 +153,15 @@ def clip_by_value(
     """
     clip_value = float(clip_value)
     grads = gradients.local(params)
-    for dtype in {grad.dtype for grad in grads}:
-        if (
-            not dtype.is_floating_point
-            or dtype.itemsize == 1
-            or not abs(clip_value) <= torch.finfo(dtype).max
-        ):
-            refuse(params, unclampable(clip_value), name)
+    dtypes = {grad.dtype for grad in grads}
+    if not (dtypes <= _WIDE and abs(clip_value) < 3e38):
+        for dtype in dtypes:
+            if (
+                not dtype.is_floating_point
+                or dtype.itemsize == 1
+                or not abs(clip_value) <= torch.finfo(dtype).max
+            ):
+                refuse(params, unclampable(clip_value), name)
     if not _contiguous(grads):
         refuse(params, sparse, name)
         refuse(params, overlapping, name)

@@ -61,9 +61,10 @@ def optimizer_gradients(
         params += group["params"]
     if not all(map(_requires_grad, params)):
         params = [param for param in params if param.requires_grad]
-    known = None
-    with suppress(TypeError):  # Not every object can be weakly referenced.
+    try:
         known = _KNOWN.get(optimizer)
+    except TypeError:  # Not every object can be weakly referenced.
+        known = None
     ids = list(map(id, params))
     if known is None or known.ids != ids:
         known = _Known(ids, _gradients(_once(params), optimizer, models))

@@ -6,10 +6,8 @@ launch does what the captured kernels did, with the same bits.
 
 from __future__ import annotations
 
-import gc
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -20,13 +18,14 @@ import torch
 from torch import Tensor
 
 from robo_orchard_fasthooks._clipping.algorithm import scale_to_norm_
+from robo_orchard_fasthooks._clipping.cuda_graph import CudaGraph, Work
 from robo_orchard_fasthooks._clipping.gradients import Gradients
 from robo_orchard_fasthooks._clipping.local import LocalGradients
 from robo_orchard_fasthooks._clipping.norms import norm_of_gradients
 from robo_orchard_fasthooks._clipping.refusals import Name, by_index
 from robo_orchard_fasthooks._clipping.scale_once import Tables
 
-__all__ = ["Captured", "CudaGraph", "Replays", "clip_by_norm", "clip_by_value"]
+__all__ = ["Captured", "Replays", "clip_by_norm", "clip_by_value"]
 
 # None of these was measured.
 _CALLS = 3
@@ -47,7 +46,6 @@ _REST = 1000
 """Calls for which nothing is tried then."""
 
 Key = Callable[[], Any]
-Work = Callable[[], "Tensor | None"]
 Prepare = Callable[[], tuple[Work, Any]]
 
 
@@ -63,76 +61,6 @@ class Captured(Protocol):
 
     def release(self) -> None:
         """Gives back the memory of the graph."""
-
-
-class CudaGraph:
-    """Work that torch.cuda.CUDAGraph has captured.
-
-    torch.cuda.graph would also collect garbage and empty the cache.
-
-    Args:
-        work (Callable[[], Tensor | None]): The work, on the current device.
-            Whatever the host has to prepare was prepared by an earlier call.
-    """
-
-    def __init__(self, work: Work):
-        cuda: Any = torch.cuda  # torch does not type its streams.
-        self._graph = cuda.CUDAGraph()
-        pool, stream = cuda.graph_pool_handle(), cuda.Stream()
-        # capture_begin writes the seed and offset of the default generator,
-        # which a graph of the user may be reading.
-        stream.wait_stream(cuda.current_stream())
-        with _no_garbage_collection(), cuda.stream(stream):
-            self._graph.capture_begin(pool, capture_error_mode="thread_local")
-            try:
-                self._result = work()
-            finally:
-                try:
-                    self._graph.capture_end()
-                except BaseException:
-                    with suppress(Exception):
-                        _end(pool)
-                    raise
-        cuda.current_stream().wait_stream(stream)
-
-    def replay(self) -> Tensor | None:
-        result: Any = self._result
-        # First what may fail, so that nothing has changed if it does.
-        copy = None if result is None else torch.empty_like(result)
-        self._graph.replay()
-        return None if copy is None else copy.copy_(result)
-
-    def release(self) -> None:
-        self._result = None
-        self._graph.reset()
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Destroying a graph would end the capture (pytorch#161037)."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _end(pool: Any) -> None:
-    """Does what CUDAGraph.capture_end of torch 2.11 leaves undone if it fails.
-
-    Otherwise the allocator would not free its cache, and the default generator
-    would take itself for captured, from then on.
-    """
-    cuda: Any = torch._C
-    device = torch.cuda.current_device()
-    cuda._cuda_endAllocateToPool(device, pool)
-    cuda._cuda_releasePool(device, pool)
-    graph = torch.cuda.CUDAGraph()
-    graph.capture_begin(capture_error_mode="thread_local")
-    torch.zeros(1, device="cuda")
-    graph.capture_end()
 
 
 @dataclass(eq=False)
