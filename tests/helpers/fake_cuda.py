@@ -104,9 +104,11 @@ class Stream:
         self.device = torch.device("cuda", device)
         self.clock = itertools.count(1)
         self.finished = 0
+        self.lock = threading.Lock()
 
     def wait_until(self, time):
-        self.finished = max(self.finished, time)
+        with self.lock:
+            self.finished = max(self.finished, time)
 
 
 class FakeEvent:
@@ -134,7 +136,9 @@ class FakeEvent:
         if self.device is None:
             return True
         self.check()
-        return self.cuda.keeps_up or self.time <= self.stream.finished
+        if self.cuda.keeps_up:
+            self.stream.wait_until(self.time)  # What is done stays done.
+        return self.time <= self.stream.finished
 
     def synchronize(self):
         if self.device is not None:
