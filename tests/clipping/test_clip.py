@@ -490,7 +490,7 @@ class TestGradientsOfOtherClasses:
             assert torch.is_grad_enabled() == before
             assert got is None or not got.requires_grad
 
-    @pytest.mark.filterwarnings("ignore:.*jit.trace:DeprecationWarning")
+    @pytest.mark.filterwarnings("ignore:.*jit.trace")
     @pytest.mark.parametrize("whole", [True, False])
     def test_torch_jit_trace(self, whole):
         """The trace holds for other values."""
