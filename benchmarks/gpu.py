@@ -61,6 +61,25 @@ class Row:
     """Of the bandwidth of a copy that was measured in the same run."""
 
 
+@dataclass
+class Report:
+    """All that is written."""
+
+    machine: dict[str, str]
+    copy_bytes_per_second: float
+    rows: list[Row]
+    loops: list[gpu_loops.LoopRow]
+    tests: str = "not run"
+
+    def write(self, out: Path) -> str:
+        """Writes the tables, and JSON beside them; returns the tables."""
+        text = markdown(self)
+        out.write_text(text)
+        data = json.dumps(asdict(self), indent=1) + "\n"
+        out.with_suffix(".json").write_text(data)
+        return text
+
+
 def machine() -> dict[str, str]:
     """The card, its driver, and versions."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv"]
@@ -177,18 +196,13 @@ def tests() -> str:
     )
 
 
-def markdown(
-    about: dict[str, str],
-    bandwidth: float,
-    tested: str,
-    rows: list[Row],
-    loops: list[gpu_loops.LoopRow],
-) -> str:
+def markdown(report: Report) -> str:
     """The tables."""
-    lines = [f"- {name}: {value}" for name, value in about.items()]
+    lines = [f"- {name}: {value}" for name, value in report.machine.items()]
+    bandwidth = report.copy_bytes_per_second
     lines += [
         f"- copy of 1 GiB: {bandwidth / 1e9:,.0f} GB/s, read and written",
-        f"- tests that need a GPU: {tested}",
+        f"- tests that need a GPU: {report.tests}",
         "",
         "Medians. Host time is that of the thread that launches kernels; "
         "device time is between CUDA events, with all the work queued. Bytes, "
@@ -203,7 +217,7 @@ def markdown(
         f"| {row.case} | {row.side} | {row.who} | {row.host_us:,.0f} "
         f"| {row.device_us:,.0f} | {row.launches:,}{_modelled(row)} "
         f"| {row.syncs} | {row.bytes / 1e6:,.1f} | {row.share:.0%} |"
-        for row in rows
+        for row in report.rows
     ]
     names = list(gpu_loops.CLIPS)
     lines += [
@@ -215,7 +229,7 @@ def markdown(
         f"| loop | in place | {' | '.join(names)} |",
         f"| --- | ---: |{' ---: |' * len(names)}",
     ]
-    for loop in loops:
+    for loop in report.loops:
         found = (f"{loop.steps_per_second[name]:,.0f}" for name in names)
         lines.append(
             f"| {loop.loop} | {loop.in_place:.0%} | {' | '.join(found)} |"
@@ -237,34 +251,13 @@ def main() -> int:
         return 2
     about, bandwidth = machine(), measured.copy_bandwidth()
     rows, loops = measure(bandwidth), gpu_loops.measure()
-    # Written before the tests too, so that nothing is lost if they take long.
-    write(out, about, bandwidth, "not run", rows, loops)
+    report = Report(about, bandwidth, rows, loops)
+    report.write(out)  # Nothing is lost if the tests take too long.
     gc.collect()
     torch.cuda.empty_cache()
-    print(write(out, about, bandwidth, tests(), rows, loops), end="")
+    report.tests = tests()
+    print(report.write(out), end="")
     return 0
-
-
-def write(
-    out: Path,
-    about: dict[str, str],
-    bandwidth: float,
-    tested: str,
-    rows: list[Row],
-    loops: list[gpu_loops.LoopRow],
-) -> str:
-    """Writes both files, and returns the tables."""
-    text = markdown(about, bandwidth, tested, rows, loops)
-    out.write_text(text)
-    data = {
-        "machine": about,
-        "copy_bytes_per_second": bandwidth,
-        "tests": tested,
-        "rows": [asdict(row) for row in rows],
-        "loops": [asdict(loop) for loop in loops],
-    }
-    out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    return text
 
 
 if __name__ == "__main__":

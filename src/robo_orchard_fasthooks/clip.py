@@ -10,24 +10,19 @@ import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 from threading import get_ident
-from types import GeneratorType
+from types import GeneratorType, ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from robo_orchard_fasthooks._clipping import torch_functions
-from robo_orchard_fasthooks._clipping.algorithm import (
-    clip_by_value,
-    scale_to_norm_,
-)
-from robo_orchard_fasthooks._clipping.gradients import full
+from robo_orchard_fasthooks._clipping import algorithm, torch_functions
+from robo_orchard_fasthooks._clipping.gradients import GradientNorm, full
 from robo_orchard_fasthooks._clipping.kinds import kind_of
 from robo_orchard_fasthooks._clipping.local import LocalGradients
 from robo_orchard_fasthooks._clipping.norms import (
     norm_given,
-    norm_of_gradients,
     norm_of_tensors,
 )
 
@@ -104,26 +99,15 @@ def clip_grad_norm_(
             "occur.",
             stacklevel=2,
         )
-    gradients = _gradients(params)
-    if cuda_graph:
-        from robo_orchard_fasthooks._clipping import replay
-
-        total_norm = replay.clip_by_norm(
-            gradients,
-            params,
-            max_norm,
-            norm_type,
-            error_if_nonfinite,
-            foreach,
-        )
-        if total_norm is not None:
-            return total_norm
-    with torch.no_grad():
-        norm = norm_of_gradients(
-            gradients, params, norm_type, error_if_nonfinite, foreach
-        )
-        scale_to_norm_(gradients, params, norm, max_norm, foreach)
-        return norm.as_torch_returns()
+    norm: GradientNorm = _way(cuda_graph).clip_by_norm(
+        _gradients(params),
+        params,
+        max_norm,
+        norm_type,
+        error_if_nonfinite,
+        foreach,
+    )
+    return norm.as_torch_returns()
 
 
 def get_total_norm(
@@ -202,7 +186,7 @@ def clip_grads_with_norm_(
     gradients = _gradients(params)
     with torch.no_grad():
         norm = norm_given(gradients, params, full(total_norm), foreach)
-        scale_to_norm_(gradients, params, norm, max_norm, foreach)
+        algorithm.scale_to_norm_(gradients, params, norm, max_norm, foreach)
 
 
 def clip_grad_value_(
@@ -227,21 +211,27 @@ def clip_grad_value_(
         cuda_graph (bool | None): As in `clip_grad_norm_`.
 
     Raises:
-        NotImplementedError: A gradient is sparse or complex, its elements
-            share memory, or it is a DTensor with the placement
+        NotImplementedError: A gradient is sparse or complex, its dtype is not
+            floating, has 8 bits or (on a CPU) cannot represent `clip_value`,
+            its elements share memory, or it is a DTensor with the placement
             Partial("product"). No gradient has changed.
     """
     if _is_traced():
         torch.nn.utils.clip_grad_value_(parameters, clip_value, foreach)
         return
     params = _listed(parameters)
-    gradients = _gradients(params)
-    if cuda_graph:
-        from robo_orchard_fasthooks._clipping import replay
+    _way(cuda_graph).clip_by_value(
+        _gradients(params), params, clip_value, foreach
+    )
 
-        if replay.clip_by_value(gradients, params, clip_value, foreach):
-            return
-    clip_by_value(gradients, params, clip_value, foreach)
+
+def _way(cuda_graph: bool | None) -> ModuleType:
+    """The module whose functions clip."""
+    if not cuda_graph:
+        return algorithm
+    from robo_orchard_fasthooks._clipping import replay
+
+    return replay
 
 
 def _is_traced() -> bool:

@@ -40,16 +40,27 @@ def count(
         list[float]: The number of instructions for doing each work once.
 
     Raises:
-        ValueError: The functions are not of one file.
+        ValueError: The functions are not at the top level of one file, or
+            the sizes do not increase.
         FileNotFoundError: valgrind is not installed.
         RuntimeError: The process failed.
     """
+    for make in makes:
+        if (
+            not hasattr(make, "__code__")
+            or not make.__qualname__.isidentifier()
+        ):
+            raise ValueError(
+                f"count needs functions at the top level of a file, not {make}"
+            )
     files = {make.__code__.co_filename for make in makes}
     if len(files) != 1:
         raise ValueError(
             "count needs functions of one file, not of "
             + (", ".join(sorted(files)) or "none")
         )
+    if not 0 <= sizes[0] < sizes[1]:
+        raise ValueError(f"count needs two sizes that increase, not {sizes}")
     (file,) = files
     names = [make.__name__ for make in makes]
     # Not with -m, which would import this package and torch: the file may

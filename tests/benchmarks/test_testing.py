@@ -1,5 +1,7 @@
 """Counts are the same each time, and follow the work."""
 
+from functools import partial
+
 import pytest
 
 from helpers.loops import failing, fifty, ten, thirty
@@ -33,3 +35,19 @@ def test_functions_of_several_files_or_none_are_refused():
         count(ten, test_counts_follow_the_work)
     with pytest.raises(ValueError, match="one file, not of none"):
         count()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: ten(), partial(ten), Counting.results],
+    ids=["lambda", "partial", "method"],
+)
+def test_what_the_file_does_not_have_by_name_is_refused(make):
+    with pytest.raises(ValueError, match="at the top level of a file, not "):
+        count(make)
+
+
+@pytest.mark.parametrize("sizes", [(5, 5), (500, 100), (-1, 5)])
+def test_sizes_that_do_not_increase_are_refused(sizes):
+    with pytest.raises(ValueError, match="two sizes that increase, not "):
+        count(ten, sizes=sizes)

@@ -218,6 +218,10 @@ def test_every_position_counts(threads):
         assert params[0].grad.isnan().all() and params[-1].grad.isnan().all()
 
 
+def total_norm_of(*args):
+    return clip_by_norm(*args).total_norm
+
+
 @pytest.mark.parametrize("kept", [False, True])
 @BOTH
 def test_rounds_on_the_same_parameters(function, reference, kept):
@@ -229,7 +233,7 @@ def test_rounds_on_the_same_parameters(function, reference, kept):
         args = (0.5, norm_type) if function is clip_grad_norm_ else (0.5,)
         clip = function
         if kept:
-            plain = clip_by_norm if args[1:] else clip_by_value
+            plain = total_norm_of if args[1:] else clip_by_value
             clip = partial(plain, LocalGradients())
         ours, theirs = [], []
         for case in cases:
@@ -265,7 +269,7 @@ def test_what_was_planned_for_other_gradients(mixed, norm_type):
         with suppress(RuntimeError):  # Of empty gradients.
             clip_by_norm(stored, build(first), 0.5, norm_type)
         assert_clips_like(
-            partial(clip_by_norm, stored),
+            partial(total_norm_of, stored),
             torch.nn.utils.clip_grad_norm_,
             partial(build, second),
             0.5,
@@ -623,17 +627,19 @@ class TestRefused:
         assert params[0].grad.tolist() == [3.0] * 4
 
     @BOTH
-    def test_inference_tensors(self, function, reference):
+    @pytest.mark.parametrize("foreach", [None, False])
+    @pytest.mark.parametrize("kind", [torch.Tensor, Plain])
+    def test_inference_tensors(self, function, reference, foreach, kind):
         """torch scales them and raises then; the error names one."""
         params = build(repeated(3, (4,)))
         with torch.inference_mode():
-            params[1].grad = torch.ones(4)
+            params[1].grad = torch.ones(4).as_subclass(kind)
         with pytest.raises(RuntimeError, match="inference"):
-            reference(params, 0.5)
+            reference(params, 0.5, foreach=foreach)
         with pytest.raises(
             NotImplementedError, match="^the gradient of parameter 1 was made"
         ):
-            function(params, 0.5)
+            function(params, 0.5, foreach=foreach)
 
     def refused(self, make, function, error, match, *args, **kwargs):
         params = make()

@@ -20,7 +20,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 import robo_orchard_fasthooks as ours
 from helpers import processes
 from helpers.fp16 import FP16
-from robo_orchard_fasthooks._clipping import loss_scaling, step
+from robo_orchard_fasthooks._clipping import algorithm, loss_scaling
 
 RANKS = Path(__file__).parents[1].joinpath("helpers/scaler_ranks.py")
 NORM = {"clip_mode": "norm", "max_norm": 1.0}
@@ -93,6 +93,12 @@ def run(hook, accelerator, optimizer):
         pass
 
 
+def assert_refused(hook, accelerator, optimizer, index, message):
+    message = f"^the gradient of parameter {index} of group 0 .*{message}"
+    with pytest.raises(NotImplementedError, match=message):
+        run(hook, accelerator, optimizer)
+
+
 def assert_same(found, expected):
     assert found.layout == expected.layout
     if found.layout != torch.strided:
@@ -157,11 +163,7 @@ def test_a_refusal_changes_nothing(accelerator, prepare, case):
     optimizer = prepare(good, bad)
     hook = ours.GradientClippingHookConfig(**settings)()
     for _ in range(2):
-        with pytest.raises(
-            NotImplementedError,
-            match=f"^the gradient of parameter 1 of group 0 .*{message}",
-        ):
-            run(hook, accelerator, optimizer)
+        assert_refused(hook, accelerator, optimizer, 1, message)
         assert_same(good.grad, torch.tensor([24.0, 32.0, 0.0]))
         assert bad.grad is stays
         assert_same(bad.grad, before)
@@ -187,11 +189,7 @@ def test_a_frozen_parameter_is_unscaled_too(
     optimizer = prepare(good, frozen)
     hook = ours.GradientClippingHookConfig(**NORM)()
     for _ in range(2):
-        with pytest.raises(
-            NotImplementedError,
-            match=f"^the gradient of parameter 1 of group 0 .*{message}",
-        ):
-            run(hook, accelerator, optimizer)
+        assert_refused(hook, accelerator, optimizer, 1, message)
         assert_same(good.grad, torch.tensor([24.0, 32.0, 0.0]))
     optimizer.param_groups[0]["params"].pop()
     assert_next_step_works(hook, accelerator, optimizer)
@@ -241,11 +239,7 @@ def test_plain_beside_dtensor(
     optimizer = prepare(*params)
     hook = ours.GradientClippingHookConfig(**settings)()
     for _ in range(2):
-        with pytest.raises(
-            NotImplementedError,
-            match=f"^the gradient of parameter 2 of group 0 .*{message}",
-        ):
-            run(hook, accelerator, optimizer)
+        assert_refused(hook, accelerator, optimizer, 2, message)
         for param in params:
             local = getattr(param.grad, "_local_tensor", param.grad)
             assert_same(local.float(), plain)
@@ -463,7 +457,7 @@ def test_a_failure_to_scale_again(accelerator, prepare):
     optimizer = prepare(make_param(torch.zeros(3), torch.full((3,), 8.0)))
     hook = ours.GradientClippingHookConfig(**NORM)()
     with (
-        mock.patch.object(step, "clip_by_norm", side_effect=MemoryError),
+        mock.patch.object(algorithm, "clip_by_norm", side_effect=MemoryError),
         mock.patch.object(loss_scaling, "_scale", side_effect=MemoryError),
         pytest.raises(MemoryError),
     ):
@@ -475,7 +469,7 @@ def test_a_failure_to_scale_again(accelerator, prepare):
 def test_any_other_failure(accelerator, prepare, error):
     optimizer = prepare(make_param(torch.zeros(3), torch.full((3,), 8.0)))
     hook = ours.GradientClippingHookConfig(**NORM)()
-    with mock.patch.object(step, "clip_by_norm", side_effect=error):
+    with mock.patch.object(algorithm, "clip_by_norm", side_effect=error):
         with pytest.raises(error):
             run(hook, accelerator, optimizer)
     assert_same(params_of(optimizer)[0].grad, torch.full((3,), 8.0))

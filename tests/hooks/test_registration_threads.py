@@ -263,7 +263,6 @@ def test_a_hook_that_was_unregistered_before_an_error_does_not_run(ours):
     assert log == keys(channel) == ["b"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_child_registers_though_a_thread_was_registering(ours):
     """No lock that a thread of the parent holds is left locked in a child."""
     within, go_on = threading.Event(), threading.Event()

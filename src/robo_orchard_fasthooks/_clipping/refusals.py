@@ -18,9 +18,13 @@ from torch.utils._foreach_utils import _device_has_foreach_support
 from robo_orchard_fasthooks._clipping.gradients import local_tensor
 
 __all__ = [
+    "WIDE_DTYPES",
     "Name",
+    "are_contiguous",
+    "are_ordinary",
     "by_index",
     "inference",
+    "is_clampable",
     "not_finite",
     "overlapping",
     "partial_extremum",
@@ -32,6 +36,9 @@ __all__ = [
     "unscalable",
     "without_foreach",
 ]
+
+WIDE_DTYPES = {torch.bfloat16, torch.float32, torch.float64}
+"""Real dtypes that represent 3e38."""
 
 Name = Callable[[int], str]
 """Names a parameter, given by its index, to the user."""
@@ -62,6 +69,27 @@ def refuse(
             raise NotImplementedError(f"the gradient of {name(index)} {what}")
 
 
+def are_ordinary(params: list[Tensor]) -> bool:
+    """Whether none of the checks can find a fault, except in a bound.
+
+    It takes a tenth of the time of the checks.
+    """
+    grads = [grad for p in params if (grad := p.grad) is not None]
+    return (
+        set(map(type, grads)) <= {Tensor}
+        and {grad.dtype for grad in grads} <= WIDE_DTYPES
+        and are_contiguous(grads)
+        and not any(map(Tensor.is_inference, grads))
+    )
+
+
+def are_contiguous(grads: list[Tensor]) -> bool:
+    try:
+        return all(map(Tensor.is_contiguous, grads))
+    except RuntimeError:  # Of sparse CSR tensors.
+        return False
+
+
 def sparse(grad: Tensor) -> str | None:
     if grad.layout == torch.strided:
         return None
@@ -85,9 +113,12 @@ def unclampable(clip_value: float) -> Callable[[Tensor], str | None]:
             )
         if not grad.is_floating_point() or grad.dtype.itemsize == 1:
             return f"is of {grad.dtype} and cannot be clipped by value"
-        largest = torch.finfo(grad.dtype).max
         # On CUDA, torch compares 16-bit numbers in fp32.
-        if grad.is_cuda or not largest < abs(clip_value) < inf:
+        compared = grad.dtype
+        if grad.is_cuda and compared.itemsize == 2:
+            compared = torch.float32
+        largest = torch.finfo(compared).max
+        if not largest < abs(clip_value) < inf:
             return None
         return (
             f"is of {grad.dtype}, for which {clip_value} is too large; pass "
@@ -95,6 +126,17 @@ def unclampable(clip_value: float) -> Callable[[Tensor], str | None]:
         )
 
     return fault
+
+
+def is_clampable(grads: list[Tensor], clip_value: float) -> bool:
+    """Whether `unclampable` finds nothing in any of these gradients."""
+    if {grad.dtype for grad in grads} <= WIDE_DTYPES and abs(
+        clip_value
+    ) < 3e38:
+        return True
+    check = unclampable(clip_value)
+    samples = {(grad.dtype, grad.is_cuda): grad for grad in grads}
+    return not any(map(check, samples.values()))
 
 
 def inference(grad: Tensor) -> str | None:

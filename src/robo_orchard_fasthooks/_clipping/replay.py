@@ -17,12 +17,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from robo_orchard_fasthooks._clipping import algorithm
 from robo_orchard_fasthooks._clipping.algorithm import scale_to_norm_
 from robo_orchard_fasthooks._clipping.cuda_graph import CudaGraph, Work
-from robo_orchard_fasthooks._clipping.gradients import Gradients
+from robo_orchard_fasthooks._clipping.gradients import GradientNorm, Gradients
 from robo_orchard_fasthooks._clipping.local import LocalGradients
 from robo_orchard_fasthooks._clipping.norms import norm_of_gradients
-from robo_orchard_fasthooks._clipping.refusals import Name, by_index
+from robo_orchard_fasthooks._clipping.refusals import (
+    Name,
+    are_contiguous,
+    by_index,
+    is_clampable,
+)
 from robo_orchard_fasthooks._clipping.scale_once import Tables
 
 __all__ = ["Captured", "Replays", "clip_by_norm", "clip_by_value"]
@@ -171,7 +177,6 @@ class Replays:
 _REPLAYS: WeakKeyDictionary[Gradients, Replays] = WeakKeyDictionary()
 
 
-@torch.no_grad()
 def clip_by_norm(
     gradients: Gradients,
     params: list[Tensor],
@@ -180,25 +185,22 @@ def clip_by_norm(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
     name: Name = by_index,
-) -> Tensor | None:
-    """Clips as algorithm.clip_by_norm, of which these are the arguments.
-
-    Returns:
-        Tensor | None: The norm; None if nothing was done, because these
-            gradients are not for a CUDA graph.
-    """
+) -> GradientNorm:
+    """Clips as algorithm.clip_by_norm, if it can by a CUDA graph."""
     grads, addresses = _eligible(gradients, params, foreach)
-    if not grads:
-        return None
-    max_norm, norm_type = float(max_norm), float(norm_type)
     others = (foreach, name)
+    if not grads or error_if_nonfinite:  # The host has to read the norm.
+        return algorithm.clip_by_norm(
+            gradients, params, max_norm, norm_type, error_if_nonfinite, *others
+        )
+    max_norm, norm_type = float(max_norm), float(norm_type)
 
     def prepare() -> tuple[Work, Any]:
         tables = Tables(grads)
 
         def work() -> Tensor:
             norm = norm_of_gradients(
-                gradients, params, norm_type, error_if_nonfinite, *others
+                gradients, params, norm_type, False, *others
             )
             scale_to_norm_(
                 gradients, params, norm, max_norm, *others, tables.multiply_
@@ -207,44 +209,51 @@ def clip_by_norm(
 
         return work, tables
 
-    with torch.cuda.device(grads[0].get_device()):
-        if error_if_nonfinite:  # The host has to read the norm.
-            return prepare()[0]()
-        # As text, -0.0 is not 0.0.
-        settings = ("norm", repr(max_norm), repr(norm_type))
-        key = partial(_key, grads, addresses, settings)
-        return _replays(gradients)(key, prepare)
+    # As text, -0.0 is not 0.0.
+    settings = ("norm", repr(max_norm), repr(norm_type))
+    total_norm: Any = _run(gradients, grads, addresses, settings, prepare)
+    return GradientNorm(total_norm, [])
 
 
-@torch.no_grad()
 def clip_by_value(
     gradients: Gradients,
     params: list[Tensor],
     clip_value: float,
     foreach: bool | None = None,
-) -> bool:
-    """Clips as algorithm.clip_by_value, of which these are the arguments.
-
-    Returns:
-        bool: Whether these gradients are for a CUDA graph; if not, nothing was
-            done.
-    """
-    grads, addresses = _eligible(gradients, params, foreach)
-    if not grads or not all(
-        grad.is_floating_point() and grad.is_contiguous() for grad in grads
-    ):
-        return False
+    name: Name = by_index,
+) -> None:
+    """Clips as algorithm.clip_by_value, if it can by a CUDA graph."""
     clip_value = float(clip_value)
+    grads, addresses = _eligible(gradients, params, foreach)
+    if (
+        not grads
+        or not are_contiguous(grads)
+        or not is_clampable(grads, clip_value)
+    ):
+        algorithm.clip_by_value(gradients, params, clip_value, foreach, name)
+        return
 
     def prepare() -> tuple[Work, Any]:
         tables = Tables(grads, clip_value)
         return lambda: tables.clamp_(grads), tables
 
+    settings = ("value", repr(clip_value))
+    _run(gradients, grads, addresses, settings, prepare)
+
+
+@torch.no_grad()
+def _run(
+    gradients: Gradients,
+    grads: list[Tensor],
+    addresses: list[int],
+    settings: tuple[str, ...],
+    prepare: Prepare,
+) -> Tensor | None:
+    if gradients not in _REPLAYS:
+        _REPLAYS[gradients] = Replays(CudaGraph)
     with torch.cuda.device(grads[0].get_device()):
-        settings = ("value", repr(clip_value))
         key = partial(_key, grads, addresses, settings)
-        _replays(gradients)(key, prepare)
-    return True
+        return _REPLAYS[gradients](key, prepare)
 
 
 def _eligible(
@@ -277,12 +286,6 @@ def _on_cuda(grads: list[Tensor]) -> bool:
         return False
     with torch.cuda.device(grads[0].get_device()):
         return not torch.cuda.is_current_stream_capturing()
-
-
-def _replays(gradients: Gradients) -> Replays:
-    if gradients not in _REPLAYS:
-        _REPLAYS[gradients] = Replays(CudaGraph)
-    return _REPLAYS[gradients]
 
 
 def _key(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from math import isnan
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
+from robo_orchard_fasthooks._clipping import algorithm
 from robo_orchard_fasthooks._clipping.accelerator import (
     as_norm,
     clip_through,
     clips_by_itself,
-)
-from robo_orchard_fasthooks._clipping.algorithm import (
-    clip_by_norm,
-    clip_by_value,
 )
 from robo_orchard_fasthooks._clipping.loss_scaling import (
     unscaled,
@@ -26,6 +24,7 @@ from robo_orchard_fasthooks._clipping.parameters import (
     optimizer_gradients,
 )
 from robo_orchard_fasthooks._clipping.refusals import (
+    are_ordinary,
     refuse,
     unclippable,
     unscalable,
@@ -207,53 +206,37 @@ def clip_gradients(
     if settings.foreach:
         refuse(params, without_foreach, name)
 
-    def clip() -> torch.Tensor | None:
-        if settings.cuda_graph:
-            from robo_orchard_fasthooks._clipping import replay
+    way: ModuleType = algorithm
+    if settings.cuda_graph:
+        from robo_orchard_fasthooks._clipping import replay as way
 
-            if not by_norm:
-                if replay.clip_by_value(
-                    gradients, params, bound, settings.foreach
-                ):
-                    return None
-            elif (
-                total_norm := replay.clip_by_norm(
-                    gradients,
-                    params,
-                    bound,
-                    settings.norm_type,
-                    settings.error_if_nonfinite,
-                    settings.foreach,
-                    name,
-                )
-            ) is not None:
-                return total_norm
+    def clip() -> torch.Tensor | None:
         if not by_norm:
-            clip_by_value(gradients, params, bound, settings.foreach, name)
+            way.clip_by_value(gradients, params, bound, settings.foreach, name)
             return None
-        return as_norm(
-            clip_by_norm(
-                gradients,
-                params,
-                bound,
-                settings.norm_type,
-                settings.error_if_nonfinite,
-                settings.foreach,
-                name,
-            )
+        norm = way.clip_by_norm(
+            gradients,
+            params,
+            bound,
+            settings.norm_type,
+            settings.error_if_nonfinite,
+            settings.foreach,
+            name,
         )
+        return as_norm(norm.total_norm)
 
     if not will_unscale(accelerator):
         return clip()
     # Unscaling changes gradients, those of frozen parameters too. Clipping
     # detects one that it cannot clip only after that; below the bound, it does
     # not look for one at all.
-    refuse(params, unclippable(by_norm, bound, settings.norm_type), name)
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    refuse(
-        held,
-        unscalable(),
-        lambda index: name_of(held[index], optimizer, models()),
-    )
+    if not are_ordinary(held) or not (by_norm or bound < 3e38):
+        refuse(params, unclippable(by_norm, bound, settings.norm_type), name)
+        refuse(
+            held,
+            unscalable(),
+            lambda index: name_of(held[index], optimizer, models()),
+        )
     with unscaled(accelerator, optimizer, params):
         return clip()
