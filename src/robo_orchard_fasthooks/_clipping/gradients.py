@@ -78,8 +78,8 @@ class Gradients:
         1.15.
 
         Returns:
-            tuple[Tensor, DeviceMesh | None]: The norm over all ranks, plain and
-                0-dim, and the mesh of all gradients if they have one.
+            tuple[Tensor, DeviceMesh | None]: The norm over all ranks, plain
+                and 0-dim, and the mesh of all gradients if they have one.
         """
         norms = [(group.norm(norm_type), group.mesh) for group in groups]
         found = [(norm, mesh) for norm, mesh in norms if norm is not None]

@@ -63,7 +63,7 @@ def clip_by_norm(
             tables = Tables(group.grads)
 
             def work() -> Tensor:
-                total_norm = group.plan.norm(group.grads, norm_type)
+                total_norm: Tensor = group.plan.norm(group.grads, norm_type)
                 coefficient = algorithm.coefficient_of(total_norm, max_norm)
                 tables.multiply_(group.plan.groups(group.grads), coefficient)
                 return total_norm
@@ -118,10 +118,11 @@ def _eligible(gradients: Gradients, groups: Groups) -> Any:
     """
     if type(gradients) is not Gradients or len(groups) != 1:
         return None
-    (group,) = groups
+    group: Any = groups[0]
     if (
         not isinstance(group, Group)
         or group.mesh is not None
+        or group.plan is None
         or group.plan.device.type != "cuda"
         or torch.version.hip is not None
         or not group.plan.is_writable

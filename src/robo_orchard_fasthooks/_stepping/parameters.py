@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from robo_orchard_fasthooks._clipping.gradients import Gradients
+from robo_orchard_fasthooks._clipping.refusals import Name
 
 _requires_grad = attrgetter("requires_grad")
 
@@ -90,6 +91,10 @@ class OptimizerParameters:
     def _models(self) -> list[Module]:
         found = [*getattr(self._accelerator, "_models", ()), self._model]
         return [model for model in found if isinstance(model, Module)]
+
+    def namer(self, params: list[Tensor]) -> Name:
+        """Returns a function that names the gradients of parameters."""
+        return lambda index: f"the gradient of {self.name(params[index])}"
 
     def name(self, param: Tensor) -> str:
         """Names a parameter by its place in the optimizer, and by its name.

@@ -196,13 +196,12 @@ def _clip(
 ) -> Tensor | None:
     params, gradients = found.params, found.gradients
 
-    def name(index: int) -> str:
-        return f"the gradient of {found.name(params[index])}"
-
     groups = gradients.groups(params, present(params))
     way = replay if settings.cuda_graph else algorithm
     if settings.clip_mode == "value":
-        way.clip_by_value(gradients, params, groups, bound, name)
+        way.clip_by_value(
+            gradients, params, groups, bound, found.namer(params)
+        )
         return None
     total_norm, _ = way.clip_by_norm(
         gradients,
@@ -240,14 +239,8 @@ def _refuse_before_unscaling(
     if by_norm:
         norm_type = float(settings.norm_type)
         checks = (sparse_without_norm(norm_type), unscalable)
-    for params, each in (found.params, checks), (held, by_grad_scaler()):
-        refuse(
-            [param.grad for param in params],
-            lambda index, params=params: (
-                f"the gradient of {found.name(params[index])}"
-            ),
-            *each,
-        )
+    refuse([p.grad for p in found.params], found.namer(found.params), *checks)
+    refuse([p.grad for p in held], found.namer(held), *by_grad_scaler())
 
 
 _STEPPED: WeakKeyDictionary[Any, ReferenceType[Any]] = WeakKeyDictionary()
