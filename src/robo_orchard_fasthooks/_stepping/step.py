@@ -195,13 +195,11 @@ def _clip(
     settings: ClipSettings, bound: float, found: OptimizerParameters
 ) -> Tensor | None:
     params, gradients = found.params, found.gradients
-
     groups = gradients.groups(params, present(params))
+    name = found.namer(params)
     way = replay if settings.cuda_graph else algorithm
     if settings.clip_mode == "value":
-        way.clip_by_value(
-            gradients, params, groups, bound, found.namer(params)
-        )
+        way.clip_by_value(gradients, params, groups, bound, name)
         return None
     total_norm, _ = way.clip_by_norm(
         gradients,
