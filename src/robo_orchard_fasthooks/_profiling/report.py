@@ -80,12 +80,12 @@ def draw(profile: Profile, path: str | Path) -> None:
         ) from error
 
     sums: dict[tuple[str, str], dict[str, float]] = {}
-    for channel, row in reversed(_slowest_first(profile)):
+    for channel, row in _slowest_first(profile):
         by_phase = sums.setdefault((channel, row["hook"]), {})
         by_phase[row["phase"]] = row["sum"] / 1e9
     names = [
         f"{shorten(hook, 40)}\n{channel}".replace("$", r"\$")
-        for channel, hook in sums
+        for channel, hook in reversed(sums)
     ]
     height = 1.5 + 0.5 * len(names)
     # Without pyplot, which would need a display, and keep the figure open.
@@ -95,7 +95,7 @@ def draw(profile: Profile, path: str | Path) -> None:
         ("before", "#E69F00", 0.2),
         ("after", "#0072B2", -0.2),
     ):
-        values = [times.get(phase, 0.0) for times in sums.values()]
+        values = [times.get(phase, 0.0) for times in reversed(sums.values())]
         places = [index + offset for index in range(len(names))]
         bars = axes.barh(places, values, 0.4, color=color, label=phase)
         shown = [_time(value * 1e9) if value else "" for value in values]
