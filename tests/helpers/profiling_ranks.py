@@ -27,8 +27,8 @@ def profiled(rank):
     profiler = HookProfiler(hooks, clock=clock)
 
     def run(*taken):
-        for time in taken:
-            times.append(time)
+        for each in taken:
+            times.append(each)
             with profiler:
                 step(hooks, lambda: step(hooks), "on_loop")
 

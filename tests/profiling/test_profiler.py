@@ -69,15 +69,10 @@ class TestErrors:
         for _ in range(2):
             with pytest.raises(RuntimeError, match="was not started"):
                 profiler.stop()
-            with profiler:
-                pass
-
-    def test_stopped_within_its_own_with(self, hooks):
-        """What the body raised is raised."""
-        with pytest.raises(KeyError):
-            with HookProfiler(hooks) as profiler:
-                profiler.stop()
-                raise KeyError
+            with pytest.raises(KeyError):  # What the body raised is raised.
+                with profiler:
+                    profiler.stop()
+                    raise KeyError
 
 
 def test_a_start_after_a_stop_goes_on(hooks, clock, add):
@@ -137,19 +132,14 @@ class TestLab:
         assert profiler.to_dict()["on_step"]["scope"]["sum"] == 120
         assert sums(profiler) == sums(second) == {("a", "before"): 20}
 
-    def test_not_installed(self, theirs):
-        hooks = theirs.PipelineHooks()
-        with pytest.raises(
-            TypeError, match=r"channel 'on_loop'.*lab\.install\(\)"
-        ):
-            HookProfiler(hooks).start()
-
     def test_one_channel_of_another_changes_nothing(self, hooks, theirs):
         channel = hooks.hooks["on_model_backward"]
         other = theirs.PipelineHooks().hooks["on_model_backward"]
         hooks.hooks["on_model_backward"] = other
         profiler = HookProfiler(hooks)
-        with pytest.raises(TypeError, match="channel 'on_model_backward'"):
+        with pytest.raises(
+            TypeError, match=r"'on_model_backward'.*lab\.install\(\)"
+        ):
             profiler.start()
         hooks.hooks["on_model_backward"] = channel
         with profiler:

@@ -58,24 +58,17 @@ class TestTimes:
         add("outer", 1000, 2000, channel="on_epoch")
         add("inner", 10, 20)
         with HookProfiler(hooks, clock=clock) as profiler:
+            assert profiler.to_dict() == {}
             with hooks.begin("on_epoch", None):
                 clock.spend(5)
                 for _ in range(4):
                     step(hooks, lambda: clock.spend(100))
         found = profiler.to_dict()
+        assert list(found) == ["on_epoch", "on_step"]  # Only those that ran.
         assert found["on_epoch"]["scope"]["sum"] == 3000 + 5 + 4 * 130
         assert found["on_epoch"]["body"]["sum"] == 5 + 4 * 130
         assert found["on_step"]["scope"]["sum"] == 4 * 130
         assert found["on_step"]["body"]["sum"] == 4 * 100
-
-    def test_only_channels_that_ran(self, hooks, clock):
-        with HookProfiler(hooks, clock=clock) as profiler:
-            assert profiler.to_dict() == {}
-            step(hooks, lambda: clock.spend(7))
-        found = profiler.to_dict()
-        assert list(found) == ["on_step"]
-        assert found["on_step"]["hooks"] == []
-        assert found["on_step"]["scope"]["sum"] == 7
 
     def test_by_the_system_s_clock(self, hooks):
         slow = HookContext.from_callable("s", after=lambda _: time.sleep(0.02))
@@ -86,25 +79,6 @@ class TestTimes:
         whole = time.monotonic_ns() - began
         scope = profiler.to_dict()["on_step"]["scope"]["sum"]
         assert 20_000_000 <= sums(profiler)["s", "after"] <= scope <= whole
-
-    def test_of_a_hook_that_runs_a_scope_of_its_channel(self, hooks, clock):
-        depth = []
-
-        def recurse(args):
-            clock.spend(10)
-            depth.append(None)
-            if len(depth) < 3:
-                step(hooks, lambda: clock.spend(100))
-
-        hooks.register_hook("on_step", HookContext.from_callable("r", recurse))
-        with HookProfiler(hooks, clock=clock) as profiler:
-            step(hooks, lambda: clock.spend(100))
-        row = rows(profiler)["r", "before"]
-        # Each within the one before: 10, 10 + 110 and 10 + 220.
-        assert (row["count"], row["sum"]) == (3, 10 + 120 + 230)
-        found = profiler.to_dict()["on_step"]
-        assert found["scope"]["sum"] == 110 + 220 + 330
-        assert found["body"]["sum"] == 300
 
 
 class TestFailures:
@@ -158,15 +132,13 @@ class TestStats:
             stats.record(each)
         expected = sorted(times)[max(1, int(q * len(times) + 0.5)) - 1]
         assert abs(stats.quantile(q) - expected) <= 0.13 * expected
+        assert stats.minimum <= stats.quantile(q) <= stats.maximum
         assert (stats.count, stats.sum) == (len(times), sum(times))
         assert (stats.minimum, stats.maximum) == (min(times), max(times))
 
-    def test_no_times(self):
-        assert Stats().quantile(0.5) == 0
-        assert (Stats().count, Stats().minimum, Stats().maximum) == (0, 0, 0)
-
-    def test_a_time_beyond_the_last_bucket(self):
+    def test_no_time_and_one_beyond_the_last_bucket(self):
         stats = Stats()
+        assert stats.count == stats.minimum == stats.quantile(0.5) == 0
         stats.record(2**62)
         assert stats.quantile(0.5) == stats.maximum == 2**62
 
