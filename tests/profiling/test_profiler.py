@@ -101,9 +101,8 @@ def test_a_reset_discards_all_times(hooks, clock, add):
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda hooks: pickle.loads(pickle.dumps(hooks))]
 )
-def test_a_copy_can_have_a_profiler_of_its_own(hooks, copied):
-    hook = HookContext.from_callable(after=passing)
-    hooks.register_hook("on_step", hook)
+def test_a_copy_can_have_a_profiler_of_its_own(hooks, copied, add):
+    add(after=passing)
     with HookProfiler(hooks) as profiler:
         other = copied(hooks)
         step(other)

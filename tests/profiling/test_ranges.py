@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from helpers.profiling import passing, step, sums
-from robo_orchard_fasthooks import HookContext, HookProfiler
+from robo_orchard_fasthooks import HookProfiler
 
 
 def failing(args):
@@ -35,8 +35,7 @@ class TestRanges:
     def test_names_and_nesting(self, hooks, add):
         for _ in range(2):
             add("a", 0)
-        outer = HookContext.from_callable("e", before=lambda _: step(hooks))
-        hooks.register_hook("on_epoch", outer)
+        add("e", before=lambda _: step(hooks), channel="on_epoch")
         with HookProfiler(hooks):
             assert trace(lambda: step(hooks, channel="on_epoch")) == []
         with self.make(hooks):
@@ -48,9 +47,8 @@ class TestRanges:
         ]
 
     @pytest.mark.parametrize("phase", ["before", "after"])
-    def test_are_closed_when_a_hook_raises(self, hooks, phase):
-        fail = HookContext.from_callable("f", **{phase: failing})
-        hooks.register_hook("on_step", fail)
+    def test_are_closed_when_a_hook_raises(self, hooks, phase, add):
+        add("f", **{phase: failing})
 
         def run():
             for _ in range(2):
@@ -63,7 +61,7 @@ class TestRanges:
         name = f"on_step.{phase}:f"
         assert found == [(name, None), (name, None), ("aten::add", None)]
 
-    def test_of_a_hook_that_runs_itself(self, hooks):
+    def test_of_a_hook_that_runs_itself(self, hooks, add):
         depth = []
 
         def recurse(args):
@@ -74,7 +72,7 @@ class TestRanges:
             else:
                 torch.ones(1) + 1
 
-        hooks.register_hook("on_step", HookContext.from_callable("r", recurse))
+        add("r", recurse)
         with self.make(hooks):
             found = trace(lambda: step(hooks))
         name = "on_step.before:r"
@@ -82,10 +80,9 @@ class TestRanges:
             *((name, None), (name, name), (name, name), ("aten::add", name)),
         ]
 
-    def test_stopped_in_a_hook_the_range_is_closed(self, hooks):
+    def test_stopped_in_a_hook_the_range_is_closed(self, hooks, add):
         profiler = self.make(hooks)
-        stop = HookContext.from_callable("s", lambda _: profiler.stop())
-        hooks.register_hook("on_step", stop)
+        add("s", lambda _: profiler.stop())
         profiler.start()
 
         def run():
@@ -126,17 +123,17 @@ class TestNvtx:
 
     @pytest.mark.parametrize("record_function", [False, True])
     @pytest.mark.parametrize("callback", [passing, failing])
-    def test_is_opened_and_closed(self, hooks, callback, record_function, log):
-        braces = HookContext.from_callable("{a}", after=callback)
-        hooks.register_hook("on_step", braces)
+    def test_is_opened_and_closed(
+        self, hooks, callback, record_function, log, add
+    ):
+        add("{a}", after=callback)
         with HookProfiler(hooks, nvtx=True, record_function=record_function):
             with suppress(ValueError):
                 step(hooks)
         assert log == ["on_step.after:{a}", "pop"]
 
-    def test_one_that_fails_leaves_none_open(self, hooks, log):
-        hook = HookContext.from_callable("a", after=passing)
-        hooks.register_hook("on_step", hook)
+    def test_one_that_fails_leaves_none_open(self, hooks, log, add):
+        add("a", after=passing)
 
         def run():
             with mock.patch.object(

@@ -8,19 +8,16 @@ import pytest
 from accelerate import Accelerator
 
 from helpers.profiling import cells, step
-from robo_orchard_fasthooks import HookContext, HookProfiler
+from robo_orchard_fasthooks import HookProfiler
 from robo_orchard_fasthooks._profiling import report
 
 
 @pytest.fixture
-def profiled(hooks, clock, add):
+def profiled(add, timed):
     """Known times: of 1000 ns 50 and 100 in a, 250 and 0 in b."""
     add("a", 50, 100)
     add("b", 250, 0)
-    with HookProfiler(hooks, clock=clock) as profiler:
-        for _ in range(1500):
-            step(hooks, lambda: clock.spend(600))
-    return profiler
+    return timed(1500, 600)
 
 
 class TestTable:
@@ -72,10 +69,9 @@ class TestTable:
             step(hooks)
         assert cells(profiler.table())[1][2:4] == ["0.0%", "0.0%"]
 
-    def test_a_name_with_line_breaks(self, hooks, clock, add):
+    def test_a_name_with_line_breaks(self, add, timed):
         add("two\nlines\r\n", 1)
-        with HookProfiler(hooks, clock=clock) as profiler:
-            step(hooks)
+        profiler = timed()
         table = profiler.table()
         assert cells(table)[1][:2] == ["two lines", "on_step.before"]
         assert len(table.splitlines()) == 5
@@ -138,11 +134,10 @@ class TestPlot:
         assert shown == ["75 µs", "375 µs", "150 µs", ""]
 
     @pytest.mark.parametrize("name", [None, "long" * 80, r"costs $\some$"])
-    def test_writes_a_picture_of_any_name(self, hooks, tmp_path, name):
+    def test_writes_a_picture_of_any_name(self, hooks, tmp_path, name, add):
         profiler = HookProfiler(hooks)
         if name is not None:  # Else there is nothing to draw.
-            hook = HookContext.from_callable(name, id)
-            hooks.register_hook("on_step", hook)
+            add(name, id)
             with profiler:
                 step(hooks)
         profiler.plot(tmp_path / "p.png")

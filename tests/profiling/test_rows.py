@@ -94,21 +94,16 @@ class TestChanges:
         assert profiler.to_dict()["on_step"]["scope"]["count"] == 51
 
     @pytest.mark.parametrize("phase", ["before", "after"])
-    def test_a_hook_that_unregisters_itself(self, hooks, clock, add, phase):
-        once = HookContext.from_callable("once", **{phase: lambda _: handle()})
-        handle = hooks.register_hook("on_step", once)
+    def test_a_hook_that_unregisters_itself(self, add, phase, timed):
+        handle = add("once", **{phase: lambda _: handle()})
         add("late", **{phase: 20})
-        with HookProfiler(hooks, clock=clock) as profiler:
-            for _ in range(3):
-                step(hooks)
+        profiler = timed(3)
         assert counts(profiler) == {("once", phase): 1, ("late", phase): 3}
         assert sums(profiler) == {("once", phase): 0, ("late", phase): 60}
 
-    def test_a_hook_that_registers_another(self, hooks, clock, add):
-        register = HookContext.from_callable("r", lambda _: add("new", 1, 20))
-        hooks.register_hook("on_step", register)
-        with HookProfiler(hooks, clock=clock) as profiler:
-            step(hooks)
+    def test_a_hook_that_registers_another(self, add, timed):
+        add("r", lambda _: add("new", 1, 20))
+        profiler = timed()
         assert counts(profiler) == {("r", "before"): 1, ("new", "after"): 1}
 
     @pytest.mark.parametrize("switched", ["start", "stop"])
@@ -118,20 +113,14 @@ class TestChanges:
     ):
         """It runs all hooks; it counts if it ended while that was on."""
         profiler = HookProfiler(hooks, clock=clock)
-        switch = {
-            "start": profiler.start,
-            "stop": profiler.stop,
-        }[switched]
-        called = []
+        switches = [getattr(profiler, switched)]
 
         def once(args=None):
-            if not called:
-                called.append(True)
-                switch()
+            if switches:
+                switches.pop()()
 
         if phase != "body":
-            switching = HookContext.from_callable("s", **{phase: once})
-            hooks.register_hook("on_step", switching)
+            add("s", **{phase: once})
         add("a", 10, 20)
         if switched == "stop":
             profiler.start()
@@ -143,23 +132,10 @@ class TestChanges:
             profiler.start()
         step(hooks)
         profiler.stop()
-        scope = profiler.to_dict()["on_step"]["scope"]
-        assert (scope["count"], scope["sum"]) == (
-            1 + counted,
-            30 + 30 * counted,
-        )
-
-    def test_the_share_of_a_hook_is_at_most_all_of_it(self, hooks, clock, add):
-        add("a", 0, 20)
-        profiler = HookProfiler(hooks, clock=clock)
-        for _ in range(2):
-            with hooks.begin("on_step", None):
-                profiler.start()
-            profiler.stop()
-        with profiler:
-            step(hooks)
-        for row in profiler.to_dict()["on_step"]["hooks"]:
-            assert row["share_of_scope"] <= 1
+        found = profiler.to_dict()["on_step"]
+        assert all(row["share_of_scope"] <= 1 for row in found["hooks"])
+        assert found["scope"]["count"] == 1 + counted
+        assert found["scope"]["sum"] == 30 * (1 + counted)
 
     def test_another_profiler_takes_over_in_a_body(self, hooks):
         one, other = (HookProfiler(hooks, clock=Clock()) for _ in range(2))

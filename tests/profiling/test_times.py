@@ -4,24 +4,21 @@ import statistics
 import sys
 import time
 import tracemalloc
-from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.profiling import counts, rows, step, sums
-from robo_orchard_fasthooks import HookContext, HookProfiler
+from robo_orchard_fasthooks import HookProfiler
 from robo_orchard_fasthooks._record import Stats
 
 
 class TestTimes:
-    def test_of_hooks_body_and_scope(self, hooks, clock, add):
+    def test_of_hooks_body_and_scope(self, add, timed):
         add("a", 10, 20)
         add("b", 30, 40)
-        with HookProfiler(hooks, clock=clock) as profiler:
-            for _ in range(3):
-                step(hooks, lambda: clock.spend(100))
+        profiler = timed(3, 100)
         found = profiler.to_dict()["on_step"]
         assert (found["scope"]["count"], found["scope"]["sum"]) == (3, 600)
         assert (found["body"]["count"], found["body"]["sum"]) == (3, 300)
@@ -36,16 +33,10 @@ class TestTimes:
             ("b", "after", 3, 120 / 600),
         ]
 
-    def test_of_one_hook_over_steps(self, hooks, clock):
+    def test_of_one_hook_over_steps(self, add, timed):
         times = [700, 10, 300, 20, 50]
-        left = iter(times)
-        spend = HookContext.from_callable(
-            "a", after=lambda _: clock.spend(next(left))
-        )
-        hooks.register_hook("on_step", spend)
-        with HookProfiler(hooks, clock=clock) as profiler:
-            for _ in times:
-                step(hooks)
+        add("a", after=times)
+        profiler = timed(len(times))
         scope = profiler.to_dict()["on_step"]["scope"]
         for row in (rows(profiler)["a", "after"], scope):
             assert (row["count"], row["sum"]) == (len(times), sum(times))
@@ -70,9 +61,8 @@ class TestTimes:
         assert found["on_step"]["scope"]["sum"] == 4 * 130
         assert found["on_step"]["body"]["sum"] == 4 * 100
 
-    def test_by_the_system_s_clock(self, hooks):
-        slow = HookContext.from_callable("s", after=lambda _: time.sleep(0.02))
-        hooks.register_hook("on_step", slow)
+    def test_by_the_system_s_clock(self, hooks, add):
+        add("s", after=lambda _: time.sleep(0.02))
         began = time.monotonic_ns()
         with HookProfiler(hooks) as profiler:
             step(hooks)
@@ -94,8 +84,7 @@ class TestFailures:
             raise ValueError
 
         add("a", 1, 2)
-        fails = HookContext.from_callable("f", **{phase: fail})
-        hooks.register_hook("on_step", fails)
+        add("f", **{phase: fail})
         add("b", 10, 20)
         with HookProfiler(hooks, clock=clock) as profiler:
             with pytest.raises(ValueError):
@@ -115,8 +104,9 @@ class TestFailures:
 
         add("a", 10, 20)
         with HookProfiler(hooks, clock=clock) as profiler:
-            with suppress(type(error)):
+            with pytest.raises(type(error)) as raised:
                 step(hooks, body)
+        assert raised.value is error
         found = profiler.to_dict()["on_step"]
         assert (found["scope"]["sum"], found["body"]["sum"]) == (130, 100)
 
@@ -144,8 +134,8 @@ class TestStats:
 
 
 @pytest.mark.filterwarnings("ignore:.* takes ")
-def test_memory_is_flat_over_the_steps(hooks):
-    hooks.register_hook("on_step", HookContext.from_callable(None, id, id))
+def test_memory_is_flat_over_the_steps(hooks, add):
+    add(None, id, id)
     begin = hooks.begin
 
     def run(count):

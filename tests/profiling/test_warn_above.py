@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from helpers.profiling import step
-from robo_orchard_fasthooks import HookContext, HookProfiler
+from robo_orchard_fasthooks import HookProfiler
 
 
 class TestWarning:
@@ -24,24 +24,11 @@ class TestWarning:
 
         return run
 
-    @pytest.fixture
-    def spend(self, hooks, clock):
-        """Registers a hook that takes other times in each step."""
-
-        def spend(times, phase="after"):
-            left = iter(times)
-            hook = HookContext.from_callable(
-                "a", **{phase: lambda _: clock.spend(next(left))}
-            )
-            hooks.register_hook("on_step", hook)
-
-        return spend
-
-    def test_names_the_hook_once(self, hooks, clock, run):
+    def test_names_the_hook_once(self, clock, run, add):
         def slow(args):
             clock.spend(20)
 
-        hooks.register_hook("on_step", HookContext.from_callable(after=slow))
+        add(after=slow)
         (warning,) = run(20)
         where = f"{__file__}:{slow.__code__.co_firstlineno}"
         assert "takes 20% of 'on_step', in after: " in str(warning.message)
@@ -64,9 +51,9 @@ class TestWarning:
         add("a", 8, 12)  # Both phases together.
         assert len(run(steps, **settings)) == count
 
-    def test_each_window_by_itself(self, spend, run):
+    def test_each_window_by_itself(self, add, run):
         """Slow in the second window only, and not in all of the time."""
-        spend([*4 * [0], *3 * [20], *33 * [0]])
+        add("a", after=[*4 * [0], *3 * [20], *33 * [0]])
         (warning,) = run(40)
         assert f"takes {60 / 380:.0%} of" in str(warning.message)
 
@@ -75,8 +62,8 @@ class TestWarning:
             add(name, 0, 50)
         assert len(run(40)) == 2
 
-    def test_after_a_reset(self, hooks, clock, spend):
-        spend([*4 * [5], *4 * [20]])
+    def test_after_a_reset(self, hooks, clock, add):
+        add("a", after=[*4 * [5], *4 * [20]])
         settings = {"warn_above": 0.1, "window": 4}
         with HookProfiler(hooks, clock=clock, **settings) as profiler:
             for _ in range(4):
@@ -87,24 +74,24 @@ class TestWarning:
             with pytest.warns(UserWarning, match="takes 20% of 'on_step'"):
                 step(hooks, lambda: clock.spend(80))
 
-    def test_not_of_a_scope_that_was_not_timed(self, hooks, clock, spend):
-        spend([1000, 0])
+    def test_not_of_a_scope_that_was_not_timed(self, hooks, clock, add):
+        add("a", after=[1000, 0])
         profiler = HookProfiler(hooks, clock=clock, warn_above=0.5, window=1)
         with hooks.begin("on_step", None):
             profiler.start()
         step(hooks, lambda: clock.spend(10))
         profiler.stop()
 
-    def test_not_of_scopes_without_a_time(self, hooks, clock, spend):
+    def test_not_of_scopes_without_a_time(self, hooks, clock, add):
         """Within one that has not been left, whose hook took its time."""
-        spend([20, 0, 0], "before")
+        add("a", [20, 0, 0])
         with HookProfiler(hooks, clock=clock, warn_above=0.5, window=2):
             with hooks.begin("on_step", None):
                 for _ in range(2):
                     step(hooks)
 
     def test_as_an_error_hides_no_other(self, hooks, clock, add):
-        add("a", 0, 20)
+        add("a", after=20)
         with HookProfiler(hooks, clock=clock, warn_above=0.5, window=1):
             with pytest.raises(UserWarning) as raised:
                 with hooks.begin("on_step", None):

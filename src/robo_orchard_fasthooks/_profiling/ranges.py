@@ -22,7 +22,7 @@ class Ranges:
             # Not `nvtx.range`, which formats the name: braces would raise.
             self._nvtx.range_push(self._title)
         if self._record_function:
-            opened = torch.profiler.record_function(self._title)
+            opened: Any = torch.profiler.record_function(self._title)
             opened.__enter__()
             self._thread.opened.append(opened)
 
@@ -37,4 +37,4 @@ class _Thread(threading.local):
     # One list for each thread, because several threads may run the same
     # callback at once. It has several entries where a callback runs itself.
     def __init__(self) -> None:
-        self.opened: list[torch.profiler.record_function] = []
+        self.opened: list[Any] = []

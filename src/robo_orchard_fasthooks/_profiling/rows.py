@@ -17,13 +17,9 @@ from robo_orchard_fasthooks._profiling.profile import (
 from robo_orchard_fasthooks._profiling.ranges import Ranges
 from robo_orchard_fasthooks._record import Recorder, Stats
 
-
-class _Key(NamedTuple):
-    phase: Phase
-    name: str
-    place: str | None
-    nth: int
-    """Of the hooks of a channel with the same name and callback."""
+# The phase, the name of the hook, the place of the callback, and the number
+# among the hooks for which these are the same.
+_Key = tuple[Phase, str, str | None, int]
 
 
 @dataclass
@@ -38,8 +34,8 @@ class _Row:
 class _Totals(NamedTuple):
     """The times when a window of scopes began."""
 
-    count: int = 0
-    sum: int = 0
+    scopes: int = 0
+    time: int = 0
     hooks: Counter[str] = Counter()
 
 
@@ -137,38 +133,38 @@ class ChannelRows:
         for hook in hooks:
             described = _describe(hook, phase)
             seen[described] += 1
-            key = _Key(phase, *described, seen[described])
+            key = (phase, *described, seen[described])
             found.append((self._rows.get(key) or self._new_row(key)).stats)
         # A tuple that is made of a generator raises SystemError if another
         # thread, a debugger's, holds the objects that the collector tracks.
         return tuple(found)
 
     def _new_row(self, key: _Key) -> _Row:
+        phase, name, place, _ = key
         # Rows of one name are told apart by number.
         for number in itertools.count(1):
-            numbered = (key.phase, key.name, number)
-            if self._numbers.setdefault(numbered, key) == key:
+            if self._numbers.setdefault((phase, name, number), key) == key:
                 break
-        hook = f"{key.name} #{number}" if number > 1 else key.name
-        row = _Row(hook, key.phase, key.place, Stats())
-        if key.place is not None and self._ranges is not None:
-            ranges = self._ranges(f"{self._name}.{key.phase}:{hook}")
+        hook = f"{name} #{number}" if number > 1 else name
+        row = _Row(hook, phase, place, Stats())
+        if place is not None and self._ranges is not None:
+            ranges = self._ranges(f"{self._name}.{phase}:{hook}")
             row.stats.open, row.stats.close = ranges.open, ranges.close
         return self._rows.setdefault(key, row)
 
     def _watch(self) -> None:
         """Warns of slow hooks at the end of each window of scopes."""
         scopes, began = self.recorder.scopes, self._began
-        if scopes.count < began.count:  # The times were discarded.
+        if scopes.count < began.scopes:  # The times were discarded.
             began = self._began = _Totals()
-        if scopes.count < began.count + self._window:
+        if scopes.count < began.scopes + self._window:
             return
         rows = self._all_rows()
         hooks: Counter[str] = Counter()
         for row in rows:
             hooks[row.hook] += row.stats.sum
         now = self._began = _Totals(scopes.count, scopes.sum, hooks)
-        whole = now.sum - began.sum
+        whole = now.time - began.time
         limit = whole * (self._warn_above or 0.0)
         for hook, time in (now.hooks - began.hooks).items():
             if time > limit > 0 and self._warned.setdefault(hook, now) is now:
