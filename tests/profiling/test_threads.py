@@ -272,12 +272,13 @@ class TestReading:
             while number and not enough.is_set():
                 step(hooks)
             try:
-                for _ in range(5):
+                for _ in range(10):
                     assert_consistent(profiler)
             finally:
                 enough.set()
 
         with HookProfiler(hooks) as profiler:
+            step(hooks)
             run(work)
 
     def test_a_start_with_new_channels(self, hooks):
