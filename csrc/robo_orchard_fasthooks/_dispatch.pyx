@@ -656,12 +656,12 @@ cdef inline int _call(
     return 0
 
 
-def recorder_of(Registrations channel):
+def recorder_of(Registrations channel not None):
     """Returns the recorder that times a channel, or None."""
     return channel._recorder
 
 
-def set_recorder(Registrations channel, Recorder recorder):
+def set_recorder(Registrations channel not None, Recorder recorder):
     """Sets the recorder that times a channel; None stops timing.
 
     A scope is timed if it is entered and left during one recording, the time
@@ -669,8 +669,11 @@ def set_recorder(Registrations channel, Recorder recorder):
     """
     global _recordings
     _recordings += 1
+    # Releasing the old recorder may let other threads run scopes.
+    channel._recording = 0
     channel._recorder = recorder
-    channel._recording = 0 if recorder is None else _recordings
+    if recorder is not None:
+        channel._recording = _recordings
 
 
 def running_phases(arg):

@@ -26,17 +26,9 @@ cdef extern from *:
 cdef class Stats:
     """Count, sum, extremes and a histogram of times, in nanoseconds.
 
-    Threads may share it: no method releases the interpreter's lock.
-
-    Attributes:
-        count (int): The number of times.
-        sum (int): Their sum.
-        minimum (int): The least time, 0 if there are none.
-        maximum (int): The greatest time, 0 if there are none.
-        open (Callable[[], object] | None): Called before the work that is
-            timed, in its thread.
-        close (Callable[[], object] | None): Called after it, also if it
-            raised.
+    Threads may share it: no method releases the interpreter's lock. A scope
+    calls `open` before the work that is timed and `close` after it, also if it
+    raised.
     """
 
     cdef int add(self, long long time) except -1:
@@ -50,22 +42,10 @@ cdef class Stats:
         return 0
 
     def record(self, time):
-        """Adds a time.
-
-        Args:
-            time (int): Nanoseconds.
-        """
         self.add(time)
 
     def quantile(self, q):
-        """Estimates a quantile from the histogram, to within 13 %.
-
-        Args:
-            q (float): Between 0 and 1.
-
-        Returns:
-            float: The quantile in nanoseconds, 0 if there are no times.
-        """
+        """Estimates a quantile from the histogram, to within 13 %."""
         cdef long long left = max(1, int(q * self.count + 0.5))
         cdef int bucket
         for bucket in range(BUCKETS):
@@ -79,11 +59,7 @@ cdef class Stats:
         return 0.0
 
     def copy(self):
-        """Copies all times at one moment, also if other threads add some.
-
-        Returns:
-            Stats: The copy, without `open` and `close`.
-        """
+        """Copies all times at one moment, without `open` and `close`."""
         cdef Stats copy = Stats.__new__(Stats)
         copy.count, copy.sum = self.count, self.sum
         copy.minimum, copy.maximum = self.minimum, self.maximum
@@ -103,28 +79,31 @@ cdef double _least(int bucket):
     return <double>(8 + bucket % 8) * (<long long>1 << (bucket // 8 - 1))
 
 
+cdef int _check_rows(tuple hooks, rows) except -1:
+    # Dispatch does not check what it takes from the tuple.
+    if (
+        type(rows) is not tuple
+        or len(rows) != len(hooks)
+        or any([type(row) is not Stats for row in rows])
+    ):
+        raise TypeError(
+            "stats_of has to return a tuple with one Stats for each hook"
+        )
+    return 0
+
+
 @cython.final
 @cython.auto_pickle(False)
 cdef class Recorder:
     """Times the scopes of one channel and the callbacks in them.
 
-    Args:
-        stats_of (Callable[[tuple, str], tuple[Stats, ...]]): Returns the Stats
-            of each of the given hooks in a phase, in their order. Called again
-            when the hooks of the channel have changed.
-        clock (Callable[[], int] | None): Returns the time in nanoseconds. None
-            is the system's monotonic clock.
-        after_scope (Callable[[], object] | None): Called when a scope has been
-            left.
-
-    Attributes:
-        scopes (Stats): The times of whole scopes, callbacks included.
-        bodies (Stats): The times of the bodies of the scopes.
-        current (tuple | None): The hooks that were timed last, with the Stats
-            of their `before` and of their `after` callbacks.
+    `stats_of(hooks, phase)` returns a tuple of the Stats of each hook, and is
+    called again when the hooks of the channel have changed. `current` is the
+    hooks that were timed last, with the Stats of their `before` and of their
+    `after` callbacks. `after_scope` is called when a scope has been left.
     """
 
-    def __init__(self, stats_of, clock=None, after_scope=None):
+    def __cinit__(self, stats_of, clock=None, after_scope=None):
         self.scopes = Stats()
         self.bodies = Stats()
         self._stats_of = stats_of
@@ -144,10 +123,8 @@ cdef class Recorder:
         if current is None or current[0] is not hooks:
             befores = self._stats_of(hooks, "before")
             afters = self._stats_of(hooks, "after")
-            if not len(befores) == len(afters) == len(hooks):
-                raise ValueError(
-                    "stats_of has to return one Stats for each hook"
-                )
+            _check_rows(hooks, befores)
+            _check_rows(hooks, afters)
             current = self.current = (hooks, befores, afters)
         return current[1] if phase == "before" else current[2]
 

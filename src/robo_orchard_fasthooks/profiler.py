@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
+from typing_extensions import Self
 
 from robo_orchard_fasthooks._dispatch import (
     Registrations,
@@ -15,18 +18,15 @@ from robo_orchard_fasthooks._dispatch import (
     set_recorder,
 )
 from robo_orchard_fasthooks._profiling import report
-from robo_orchard_fasthooks._profiling.rows import (
+from robo_orchard_fasthooks._profiling.profile import (
     CallbackTimes,
     ChannelProfile,
-    ChannelRows,
     Profile,
-    ProfilerSettings,
     Times,
 )
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from typing_extensions import Self
+from robo_orchard_fasthooks._profiling.ranges import Ranges
+from robo_orchard_fasthooks._profiling.ranks import gather
+from robo_orchard_fasthooks._profiling.rows import ChannelRows
 
 __all__ = [
     "CallbackTimes",
@@ -72,15 +72,7 @@ class HookProfiler:
             `lab.install()`, of RoboOrchardLab.
         record_function (bool): Whether to make each callback a range of
             torch's profiler, such as `on_step.after:GradientClippingHook`.
-        nvtx (bool): Whether to make each callback an NVTX range.
-        device_time (bool): Whether to time the work that a callback launches
-            in the CUDA stream that is current when it begins. The time is the
-            one between two CUDA events: it includes gaps in which the device
-            waited for the host to launch more. Nothing waits for the events
-            until the times are read. Work that is captured into a CUDA graph
-            is not timed. If another thread captures a graph during profiling,
-            it has to do so with `capture_error_mode="thread_local"`, because
-            CUDA otherwise forbids querying events.
+        nvtx (bool): Whether to make each callback an NVTX range of that name.
         warn_above (float | None): Warns once of each hook that takes more than
             this share, between 0 and 1, of the time of its channel's scopes.
         window (int): The number of scopes over which that share is taken.
@@ -88,8 +80,8 @@ class HookProfiler:
             is the system's monotonic clock.
 
     Raises:
-        RuntimeError: `nvtx` or `device_time` is True and CUDA is not
-            available.
+        RuntimeError: `nvtx` is True and CUDA is not available.
+        TypeError: `hooks` are not PipelineHooks.
         ValueError: `warn_above` is not between 0 and 1, or `window` is not
             positive.
     """
@@ -100,16 +92,18 @@ class HookProfiler:
         *,
         record_function: bool = False,
         nvtx: bool = False,
-        device_time: bool = False,
         warn_above: float | None = None,
         window: int = 100,
         clock: Callable[[], int] | None = None,
     ):
-        for name, value in (("nvtx", nvtx), ("device_time", device_time)):
-            if value and not torch.cuda.is_available():
-                raise RuntimeError(
-                    f"{name}=True needs CUDA, which is not available"
-                )
+        if not isinstance(getattr(hooks, "hooks", None), Mapping):
+            raise TypeError(
+                "HookProfiler times the hooks of PipelineHooks, not of a "
+                f"{type(hooks).__name__}: pass the PipelineHooks that the "
+                "hooks are registered on"
+            )
+        if nvtx and not torch.cuda.is_available():
+            raise RuntimeError("nvtx=True needs CUDA, which is not available")
         if warn_above is not None and not 0 < warn_above < 1:
             raise ValueError(
                 f"warn_above has to be between 0 and 1: {warn_above}"
@@ -117,8 +111,13 @@ class HookProfiler:
         if window < 1:
             raise ValueError(f"window has to be positive: {window}")
         self._hooks = hooks
-        self._settings = ProfilerSettings(
-            record_function, nvtx, device_time, warn_above, window, clock
+        ranged = record_function or nvtx
+        self._new_rows = partial(
+            ChannelRows,
+            ranges=partial(Ranges, record_function, nvtx) if ranged else None,
+            warn_above=warn_above,
+            window=window,
+            clock=clock,
         )
         self._channels: dict[str, ChannelRows] = {}
         self._started: list[Any] = []
@@ -148,7 +147,7 @@ class HookProfiler:
                 )
         for name, channel in channels.items():
             if name not in self._channels:
-                self._channels[name] = ChannelRows(name, self._settings)
+                self._channels[name] = self._new_rows(name)
             set_recorder(channel, self._channels[name].recorder)
         self._started = list(channels.values())
 
@@ -182,16 +181,13 @@ class HookProfiler:
     def to_dict(self) -> Profile:
         """Returns the times, in nanoseconds.
 
-        With `device_time=True` it waits for the work that is being timed,
-        unless the current stream is being captured.
-
         Returns:
             dict[str, ChannelProfile]: For each channel that has run, the times
                 of its scopes ("scope"), of their bodies ("body"; these include
                 scopes of other channels within them) and of each callback
                 ("hooks"). All have "count", "sum", "mean", "p50", "p95", "min"
-                and "max"; a callback also has "hook", "phase", "where",
-                "share_of_scope" and, with `device_time=True`, "device".
+                and "max"; a callback also has "hook", "phase", "where" and
+                "share_of_scope".
         """
         return {
             name: rows.to_dict()
@@ -227,8 +223,7 @@ class HookProfiler:
         """
         if reduce is None:
             return report.table(self.to_dict())
-        ranks = report.gather(self.to_dict(), reduce, timeout)
-        return report.table_of_ranks(ranks)
+        return report.table_of_ranks(gather(self.to_dict(), reduce, timeout))
 
     def plot(self, path: str | Path) -> None:
         """Draws the times as a bar chart with a bar for each phase.
@@ -237,6 +232,7 @@ class HookProfiler:
             path (str | Path): The image, in any format that matplotlib writes.
 
         Raises:
-            ImportError: matplotlib is not installed.
+            ImportError: matplotlib is not installed; the message says how to
+                install it.
         """
         report.draw(self.to_dict(), path)

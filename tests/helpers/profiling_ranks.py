@@ -1,6 +1,6 @@
-"""Each rank's program in test_report.py: `profiling_ranks.py FOLDER`.
+"""Each rank's program in test_ranks.py: `profiling_ranks.py FOLDER`.
 
-It writes what each case found, as JSON; the test says what is right.
+It writes the tables that it got, as JSON; the test says what is right.
 """
 
 import json
@@ -12,53 +12,27 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from helpers import processes
-from helpers.profiling import Clock
-from robo_orchard_fasthooks import HookContext, PipelineHooks
-from robo_orchard_fasthooks.profiler import HookProfiler
-
-TIMES = {"rising": (10, 20), "falling": (400, 300)}
+from helpers.profiling import Clock, cells, step
+from robo_orchard_fasthooks import HookContext, HookProfiler, PipelineHooks
 
 
-def profiled(rank, factor):
-    """A profiler, and what runs hooks that take TIMES, times a factor."""
-    clock, hooks = Clock(), PipelineHooks()
-    factors = []
-    for name, times in TIMES.items():
-        hook = HookContext.from_callable(
-            name,
-            after=lambda _, took=times[rank]: clock.spend(took * factors[-1]),
-        )
-        hooks.register_hook("on_step", hook)
+def profiled(rank):
+    """A profiler, and what runs hooks that take known times, in order."""
+    clock, hooks, times = Clock(), PipelineHooks(), []
+    spend = HookContext.from_callable("both", lambda _: clock.spend(times[-1]))
+    hooks.register_hook("on_step", spend)
     if rank == 1:
-        hooks.register_hook(
-            "on_loop", HookContext.from_callable("only 1", before=id)
-        )
+        hook = HookContext.from_callable("only 1", before=id)
+        hooks.register_hook("on_loop", hook)
     profiler = HookProfiler(hooks, clock=clock)
 
-    def run(factor):
-        factors.append(factor)
-        with profiler:
-            with hooks.begin("on_loop", None):
-                with hooks.begin("on_step", None):
-                    pass
+    def run(*taken):
+        for each in taken:
+            times.append(each)
+            with profiler:
+                step(hooks, lambda: step(hooks), "on_loop")
 
-    run(factor)
     return profiler, run
-
-
-def rows(table):
-    """The cells of a table of ranks, by hook."""
-    lines = [line.split("  ") for line in table.splitlines()[1:]]
-    cells = [[cell.strip() for cell in line if cell] for line in lines]
-    return {hook: rest for hook, *rest in cells}
-
-
-def outcome(call):
-    began = time.monotonic()
-    try:
-        return rows(call())
-    except RuntimeError as error:
-        return {"error": str(error), "after": time.monotonic() - began}
 
 
 def main(folder):
@@ -66,27 +40,31 @@ def main(folder):
     rank = accelerator.process_index
     found = {}
 
-    def meet(case, profiler):
+    def meet(case, profiler, timeout=60):
+        try:
+            found[case] = cells(profiler.table(accelerator, timeout))[1:]
+        except RuntimeError as error:
+            found[case] = str(error)
         dist.barrier()
-        if rank == 1:
-            time.sleep(0.3)  # Rank 0 has to wait for it.
-        found[case] = outcome(lambda: profiler.table(reduce=accelerator))
 
-    first, run_first = profiled(rank, 1)
+    first, run = profiled(rank)
+    run((10, 30)[rank])
+    if rank == 1:
+        time.sleep(0.3)  # Rank 0 has to wait for it.
     meet("first", first)
-    run_first(7)
+    run(7)
     first.reset()
-    run_first(5)
-    run_first(15)
-    meet("again", first)
-    second, _ = profiled(rank, 1000)
-    meet("another profiler", second)
-    dist.barrier()
-    third, _ = profiled(rank, 1)
+    run((500, 200)[rank], (300, 100)[rank])
+    meet("after a reset", first)
+    second, run = profiled(rank)
+    run((3000, 1000)[rank])
+    began = time.monotonic()
     if rank == 0:
-        found["alone"] = outcome(lambda: third.table(accelerator, 0.5))
-    dist.barrier()
-    found["after alone"] = outcome(lambda: third.table(accelerator, 2))
+        meet("alone", second, 0.5)
+        found["seconds"] = time.monotonic() - began
+    else:
+        dist.barrier()
+    meet("after alone", second)
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     processes.end_rank()
 

@@ -1,11 +1,11 @@
 """Fixtures of the tests of HookProfiler."""
 
+from itertools import repeat
+
 import pytest
 
-from helpers.fake_cuda import FakeCuda
 from helpers.profiling import Clock, step
-from robo_orchard_fasthooks import HookContext, PipelineHooks
-from robo_orchard_fasthooks.profiler import HookProfiler
+from robo_orchard_fasthooks import HookContext, HookProfiler, PipelineHooks
 
 
 @pytest.fixture
@@ -19,36 +19,32 @@ def hooks():
 
 
 @pytest.fixture
-def spending(clock):
-    """Makes hooks that take some nanoseconds, by class."""
+def add(hooks, clock):
+    """Registers a hook whose callbacks are given, or the times they take."""
 
-    class Spending(HookContext):
-        def __init__(self, name=None, before=0, after=0):
-            super().__init__(name)
-            self.times = before, after
+    def spend(times):
+        left = repeat(times) if isinstance(times, int) else iter(times)
+        return lambda _: clock.spend(next(left))
 
-        def before(self, args):
-            clock.spend(self.times[0])
+    def add(name=None, before=None, after=None, channel="on_step"):
+        callbacks = [
+            each if each is None or callable(each) else spend(each)
+            for each in (before, after)
+        ]
+        hook = HookContext.from_callable(name, *callbacks)
+        return hooks.register_hook(channel, hook)
 
-        def after(self, args):
-            clock.spend(self.times[1])
-
-    return Spending
-
-
-@pytest.fixture
-def fake_cuda(monkeypatch):
-    cuda = FakeCuda()
-    cuda.install(monkeypatch)
-    return cuda
+    return add
 
 
 @pytest.fixture
-def profiled(hooks, clock, spending):
-    """Known times: of 1000 ns 50 and 100 in a, 250 and 0 in b."""
-    hooks.register_hook("on_step", spending("a", 50, 100))
-    hooks.register_hook("on_step", spending("b", 250, 0))
-    with HookProfiler(hooks, clock=clock) as profiler:
-        for _ in range(1500):
-            step(hooks, lambda: clock.spend(600))
-    return profiler
+def timed(hooks, clock):
+    """Profiles steps whose bodies take some nanoseconds."""
+
+    def timed(steps=1, body=0, **settings):
+        with HookProfiler(hooks, clock=clock, **settings) as profiler:
+            for _ in range(steps):
+                step(hooks, lambda: clock.spend(body))
+        return profiler
+
+    return timed

@@ -1,41 +1,22 @@
-"""The report of a HookProfiler: tables, and a bar chart."""
+"""The reports of a HookProfiler: tables and a bar chart."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from textwrap import shorten
-from typing import TYPE_CHECKING
 
-import torch.distributed as dist
-
-from robo_orchard_fasthooks._profiling.rows import CallbackTimes, Profile
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-__all__ = ["draw", "gather", "table", "table_of_ranks"]
+from robo_orchard_fasthooks._profiling.profile import CallbackTimes, Profile
 
 
 def table(profile: Profile) -> str:
-    """Lists the callbacks, slowest first, and then the channels.
-
-    Args:
-        profile (dict[str, ChannelProfile]): The times.
-
-    Returns:
-        str: The two tables.
-    """
-    hooks = _hooks(profile)
+    """Lists the callbacks, slowest first, and then the channels."""
+    hooks = _slowest_first(profile)
     spent = sum(row["sum"] for _, row in hooks) or 1
-    device = any("device" in row for _, row in hooks)
     lines = [
         [
-            *("hook", "at", "share", "of scope", "count", "mean", "p50"),
-            *("p95", "max", *(["device"] if device else [])),
+            *("hook", "at", "share", "of scope", "count"),
+            *("mean", "p50", "p95", "max"),
         ]
     ]
     for channel, row in hooks:
@@ -48,38 +29,28 @@ def table(profile: Profile) -> str:
                 f"{row['count']:,}",
                 *(_time(row["mean"]), _time(row["p50"])),
                 *(_time(row["p95"]), _time(row["max"])),
-                *([_device_time(row)] if device else []),
             ]
         )
     channels = [["channel", "scopes", "mean", "body", "hooks"]]
     for name, times in profile.items():
         whole = times["scope"]["sum"] or 1
-        body = times["body"]["sum"] / whole
-        in_hooks = sum(row["sum"] for row in times["hooks"]) / whole
         channels.append(
             [
                 name,
                 f"{times['scope']['count']:,}",
                 _time(times["scope"]["mean"]),
-                f"{body:.1%}",
-                f"{in_hooks:.1%}",
+                f"{times['body']['sum'] / whole:.1%}",
+                f"{sum(row['sum'] for row in times['hooks']) / whole:.1%}",
             ]
         )
-    return f"{_columns(lines, 2)}\n\n{_columns(channels, 1)}"
+    return f"{_aligned(lines, 2)}\n\n{_aligned(channels, 1)}"
 
 
 def table_of_ranks(ranks: list[Profile]) -> str:
-    """Compares the mean times of each callback on several ranks.
-
-    Args:
-        ranks (list[dict[str, ChannelProfile]]): The times of each rank.
-
-    Returns:
-        str: The table: least, median and greatest mean, and the slowest rank.
-    """
+    """Compares the mean times of each callback on several ranks."""
     means: dict[tuple[str, str, str], dict[int, float]] = {}
     for rank, profile in enumerate(ranks):
-        for channel, row in _hooks(profile):
+        for channel, row in _slowest_first(profile):
             key = (row["hook"], channel, row["phase"])
             means.setdefault(key, {})[rank] = row["mean"]
     lines = [["hook", "at", "min", "median", "max", "slowest", "ranks"]]
@@ -95,75 +66,21 @@ def table_of_ranks(ranks: list[Profile]) -> str:
                 str(len(by_rank)),
             ]
         )
-    return _columns(lines, 2)
-
-
-def gather(
-    profile: Profile, accelerator: Accelerator, timeout: float
-) -> list[Profile]:
-    """Gathers the times of all ranks through torch.distributed's store.
-
-    Args:
-        profile (dict[str, ChannelProfile]): The times of this rank.
-        accelerator (Accelerator): Tells this rank and the number of ranks.
-        timeout (float): How many seconds to wait for the other ranks.
-
-    Returns:
-        list[dict[str, ChannelProfile]]: The times of each rank, in order.
-
-    Raises:
-        RuntimeError: Not all ranks called this function in time.
-    """
-    global _calls
-    if accelerator.num_processes == 1:
-        return [profile]
-    # Not a collective operation, which would hang if a rank did not join it.
-    store = dist.distributed_c10d._get_default_store()
-    ranks = range(accelerator.num_processes)
-    mine = accelerator.process_index
-    store.set(_key(_calls, mine), json.dumps(profile))
-    keys = [_key(_calls, rank) for rank in ranks]
-    try:
-        store.wait(keys, timedelta(seconds=timeout))
-    except RuntimeError as error:
-        missing = [rank for rank in ranks if not store.check([keys[rank]])]
-        store.delete_key(keys[mine])  # The next call uses these keys again.
-        if not missing:
-            raise
-        raise RuntimeError(
-            "every rank has to call table(reduce=accelerator), but within "
-            f"{timeout:g} s these ranks did not: "
-            f"{', '.join(map(str, missing))}"
-        ) from error
-    found = [json.loads(store.get(key)) for key in keys]
-    # Every rank has made this call, so every rank has read the last one's.
-    store.delete_key(_key(_calls - 1, mine))
-    _calls += 1
-    return found
-
-
-_calls = 0
-
-
-def _key(call: int, rank: int) -> str:
-    return f"robo_orchard_fasthooks/profile/{call}/{rank}"
+    return _aligned(lines, 2)
 
 
 def draw(profile: Profile, path: str | Path) -> None:
-    """Draws the total time of each hook, with a bar for each phase.
-
-    Args:
-        profile (dict[str, ChannelProfile]): The times.
-        path (str | Path): The image, in any format that matplotlib writes.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
+    """Draws the total time of each hook, with a bar for each phase."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
+    except ImportError as error:
+        raise ImportError(
+            "HookProfiler.plot needs matplotlib: pip install matplotlib"
+        ) from error
 
     sums: dict[tuple[str, str], dict[str, float]] = {}
-    for channel, row in _hooks(profile):
+    for channel, row in _slowest_first(profile):
         by_phase = sums.setdefault((channel, row["hook"]), {})
         by_phase[row["phase"]] = row["sum"] / 1e9
     names = [
@@ -193,22 +110,13 @@ def draw(profile: Profile, path: str | Path) -> None:
     figure.savefig(path)
 
 
-def _hooks(profile: Profile) -> list[tuple[str, CallbackTimes]]:
-    """The channel and the times of each callback, slowest first."""
+def _slowest_first(profile: Profile) -> list[tuple[str, CallbackTimes]]:
     hooks = [
         (name, row)
         for name, channel in profile.items()
         for row in channel["hooks"]
     ]
     return sorted(hooks, key=lambda pair: -pair[1]["sum"])
-
-
-def _device_time(row: CallbackTimes) -> str:
-    # A callback that was added after its row was made, or that only ran during
-    # a capture, has no times on the device.
-    if "device" not in row or not row["device"]["count"]:
-        return "-"
-    return _time(row["device"]["mean"])
 
 
 def _time(ns: float) -> str:
@@ -218,16 +126,15 @@ def _time(ns: float) -> str:
     return f"{ns / 1e9:.3g} s" if ns < 999.5e9 else f"{ns / 1e9:,.0f} s"
 
 
-def _columns(rows: Iterable[list[str]], left: int) -> str:
-    rows = list(rows)
+def _aligned(rows: list[list[str]], left: int) -> str:
+    # A name may have line breaks.
+    rows = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(width) if index < left else cell.rjust(width)
-            for index, (cell, width) in enumerate(
-                zip(row, widths, strict=True)
-            )
+            f"{cell:{'<' if index < left else '>'}{widths[index]}}"
+            for index, cell in enumerate(row)
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -1,0 +1,40 @@
+"""Ranges of torch's profiler and of NVTX around a callback."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+
+
+class Ranges:
+    """Opens and closes the ranges of one callback."""
+
+    def __init__(self, record_function: bool, nvtx: bool, title: str):
+        self._title = title
+        self._record_function = record_function
+        self._nvtx: Any = torch.cuda.nvtx if nvtx else None
+        self._thread = _Thread()
+
+    def open(self) -> None:
+        if self._nvtx:
+            # Not `nvtx.range`, which formats the name: braces would raise.
+            self._nvtx.range_push(self._title)
+        if self._record_function:
+            opened: Any = torch.profiler.record_function(self._title)
+            opened.__enter__()
+            self._thread.opened.append(opened)
+
+    def close(self) -> None:
+        if self._record_function:
+            self._thread.opened.pop().__exit__(None, None, None)
+        if self._nvtx:
+            self._nvtx.range_pop()
+
+
+class _Thread(threading.local):
+    # One list for each thread, because several threads may run the same
+    # callback at once. It has several entries where a callback runs itself.
+    def __init__(self) -> None:
+        self.opened: list[Any] = []
