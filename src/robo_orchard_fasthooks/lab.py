@@ -39,9 +39,8 @@ def install(verbose: bool = False) -> AbstractContextManager[None]:
     through compiled channels, and PipelineHookArgs are built and copied by
     compiled code. Hooks and configs of this package are accepted wherever
     those of RoboOrchardLab are, and RoboOrchardLab's GradientClippingHook and
-    trainer clip with the functions of this package. PipelineHooks that were
-    created before keep their channels. Pickles, checkpoints and configs that
-    are written while RoboOrchardLab is accelerated load without this package.
+    trainer clip with the functions of this package. Pickles, checkpoints and
+    configs that are written meanwhile load without this package.
 
     The effect is limited to this process and to those forked from it. A
     process that is spawned has to call `install` itself.
