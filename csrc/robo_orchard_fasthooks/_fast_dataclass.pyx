@@ -80,9 +80,12 @@ cdef object _unsupported_class(cls, names):
         if getattr(cls, name) is not getattr(object, name):
             return f"it has a {name}"
     for name in names:
-        kind = type(inspect.getattr_static(cls, name, None))
-        if hasattr(kind, "__set__") or hasattr(kind, "__delete__"):
-            return f"its {name} is not a plain field"
+        for base in cls.__mro__:
+            if name in vars(base):
+                kind = type(vars(base)[name])
+                if hasattr(kind, "__set__") or hasattr(kind, "__delete__"):
+                    return f"its {name} is not a plain field"
+                break
     if not cls.__dictoffset__:
         return "its instances have no __dict__"
     return None

