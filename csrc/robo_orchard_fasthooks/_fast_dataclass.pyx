@@ -309,6 +309,10 @@ cdef inline object _instance(object cls, dict namespace):
 
 
 def copying(cls, original):
+    names = {field.name for field in dataclasses.fields(cls)}
+    cdef bint has_batch = names >= {"batch", "model_outputs"}
+    cdef bint has_loss = "reduce_loss" in names  # 0.5 has none.
+
     # The fields that a batch processor sets on every step are parameters: as
     # keys of a dictionary they would cost 90 of 280 ns.
     def copy_with_updates(
@@ -331,12 +335,15 @@ def copying(cls, original):
                 namespace = PyDict_Copy(namespace)
             else:
                 namespace = None
+        cdef bint is_quick = namespace is not None
+        cdef dict outputs = namespace if is_quick and has_batch else kwargs
+        cdef dict loss = namespace if is_quick and has_loss else kwargs
         if batch is not _MISSING:
-            _update(namespace, kwargs, "batch", batch)
+            PyDict_SetItem(outputs, "batch", batch)
         if model_outputs is not _MISSING:
-            _update(namespace, kwargs, "model_outputs", model_outputs)
+            PyDict_SetItem(outputs, "model_outputs", model_outputs)
         if reduce_loss is not _MISSING:
-            _update(namespace, kwargs, "reduce_loss", reduce_loss)
+            PyDict_SetItem(loss, "reduce_loss", reduce_loss)
         if namespace is None:
             return original(self, **kwargs)
         copy = _instance(type(self), namespace)
@@ -351,14 +358,3 @@ def copying(cls, original):
         return copy
 
     return update_wrapper(copy_with_updates, original)
-
-
-cdef inline int _update(
-    dict namespace, dict kwargs, str name, object value
-) except -1:
-    """Sets a field, or adds a name that is not one to what is left to do."""
-    if namespace is not None and name in namespace:
-        PyDict_SetItem(namespace, name, value)
-    else:
-        kwargs[name] = value
-    return 0

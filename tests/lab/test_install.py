@@ -1,6 +1,5 @@
 """`lab.install`, `uninstall` and `status`."""
 
-import dataclasses
 import inspect
 import re
 import sys
@@ -118,13 +117,6 @@ class TestStatus:
             for name in NAMES
         ]
 
-    def test_it_cannot_be_changed(self):
-        status = lab.status()
-        with pytest.raises(TypeError):
-            status.names["a"] = "b"
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            status.installed = True
-
     def test_a_patch_after_install_is_told_and_left(self):
         name = f"{HOOKS}.mixin.PipelineHooks.begin"
         lab.install()
@@ -172,7 +164,7 @@ class TestImporting:
     [
         lambda: inspect.getsource(PipelineHooks.__init__),
         lambda: inspect.signature(PipelineHooks.__init__),
-        lambda: inspect.signature(PipelineHooks.from_hooks),
+        lambda: inspect.getfullargspec(PipelineHooks.from_hooks).args,
         lambda: type(PipelineHooks()) is PipelineHooks,
         lambda: list(PipelineHooks().hooks),
         lambda: [c.name for c in PipelineHooks().hooks.values()],

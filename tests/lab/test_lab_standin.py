@@ -76,21 +76,10 @@ def without_warnings(make, *args, **kwargs):
         return make(*args, **kwargs)
 
 
-class Watcher:
-    """A hook before and after each channel, which notes all that it sees."""
+def watching(theirs, log):
+    """Hooks before and after each channel, which note all that they see."""
 
-    def __init__(self, theirs, log):
-        self.hooks, self.log = theirs.PipelineHooks(), log
-        for name in self.hooks.hooks:
-            before, after = (
-                partial(self.note, f"{phase} {name}")
-                for phase in ("before", "after")
-            )
-            self.hooks.register_hook(
-                name, HookContext.from_callable(before=before, after=after)
-            )
-
-    def note(self, event, args):
+    def note(event, args):
         seen = {}
         for name, value in vars(args).items():
             if name in ("batch", "model_outputs"):
@@ -100,7 +89,14 @@ class Watcher:
             elif not isinstance(value, int | None):
                 value = type(value).__name__
             seen[name] = value
-        self.log.append((event, seen))
+        log.append((event, seen))
+
+    hooks = theirs.PipelineHooks()
+    for name in hooks.hooks:
+        before, after = partial(note, f"before {name}"), partial(note, name)
+        hook = HookContext.from_callable(before=before, after=after)
+        hooks.register_hook(name, hook)
+    return hooks
 
 
 def program(theirs, hooks=(), fail_at=None, scale=10.0, **options):
@@ -116,9 +112,7 @@ def program(theirs, hooks=(), fail_at=None, scale=10.0, **options):
         loss = model(batch).square().mean()
         return {"loss": loss}, loss
 
-    watcher = Watcher(theirs, log)
-    if isinstance(hooks, (list, tuple)):
-        hooks = [*hooks, watcher.hooks]
+    watchers = watching(theirs, log)
     trainer = theirs.HookBasedTrainer(
         accelerator=Accelerator(
             cpu=True, gradient_accumulation_steps=MICRO_STEPS
@@ -134,7 +128,7 @@ def program(theirs, hooks=(), fail_at=None, scale=10.0, **options):
         max_epoch=1,
         **options,
     )
-    trainer.hooks += watcher.hooks  # Once, where they were given already.
+    trainer.hooks += watchers
     try:
         trainer()
     except (ZeroDivisionError, RuntimeError) as error:
@@ -162,24 +156,6 @@ class TestInstall:
         assert names == dict.fromkeys(REPLACED, "replaced")
         assert getattr(trainer, FUNCTION).__module__ == standin.GRAD_CLIP
 
-    @pytest.mark.parametrize(
-        "parameters",
-        ["params", "accelerator, optimizer, clip_mode, clip_value, max_norm"],
-    )
-    def test_leaves_a_function_of_other_parameters_alone(
-        self, theirs, parameters
-    ):
-        exec(f"def {FUNCTION}({parameters}): pass", vars(theirs.grad_clip))
-        with pytest.warns(UserWarning, match="its parameters are"):
-            lab.install()
-        with lab.install():
-            assert lab.status().names == {
-                **dict.fromkeys(REPLACED, "replaced"),
-                f"{standin.GRAD_CLIP}.{FUNCTION}": "original: its parameters "
-                f"are ({parameters})",
-            }
-        lab.uninstall()
-
     def test_leaves_a_trainer_alone_that_lists_hooks_otherwise(self, theirs):
         del theirs.trainer._normalize_hook_inputs
         with pytest.warns(UserWarning, match="has no _normalize_hook_inputs"):
@@ -206,12 +182,10 @@ class TestInstall:
     [
         ("0.3.0", "not one of the tested versions (0.4.0, 0.5.0); what "),
         ("0.4.0", "supported, and tested with the published package"),
-        ("0.4.1", "not one of the tested versions"),
         ("0.5.0rc1", "not one of the tested versions"),
         ("0.5.0", "supported; its public repository of August 2026 was "),
         ("0.5.0+abc123", "supported; its public repository"),
         ("0.5.1", "newer than the tested versions (0.4.0, 0.5.0); what "),
-        ("1.0", "newer than the tested versions"),
         ("main", "not one of the tested versions"),
     ],
 )
@@ -422,8 +396,8 @@ class TestException:
             if args["exception"] == "ZeroDivisionError()"
         ]
         assert failed == [
-            *("after on_model_forward", "after on_batch", "after on_step"),
-            *("after on_epoch", "after on_loop"),
+            *("on_model_forward", "on_batch", "on_step", "on_epoch"),
+            "on_loop",
         ]
 
     def test_stays_through_later_scopes(self, theirs):
