@@ -180,12 +180,10 @@ class TestInstall:
 @pytest.mark.parametrize(
     ("version", "support"),
     [
-        ("0.3.0", "not one of the tested versions (0.4.0, 0.5.0); what "),
         ("0.4.0", "supported, and tested with the published package"),
-        ("0.5.0rc1", "not one of the tested versions"),
+        ("0.5.1", "not one of the tested versions (0.4.0, 0.5.0); what "),
         ("0.5.0", "supported; its public repository of August 2026 was "),
         ("0.5.0+abc123", "supported; its public repository"),
-        ("0.5.1", "newer than the tested versions (0.4.0, 0.5.0); what "),
         ("main", "not one of the tested versions"),
     ],
 )
@@ -274,21 +272,6 @@ class TestTrainer:
             ]
             assert program(theirs, hooks) == expected
 
-    def test_does_not_clip_while_accumulating(self, theirs, ours):
-        norms = []
-
-        def look(args):
-            grads = [p.grad.flatten() for p in args.model.parameters()]
-            norms.append(torch.cat(grads).norm().item())
-
-        looking = theirs.PipelineHooks()
-        looking.register_hook("on_step", HookContext.from_callable(after=look))
-        with lab.install():
-            clipping = clipped_by("hook", ours, NORM)["hooks"]
-            program(theirs, [*clipping, looking])
-        assert min(norms[::2]) > 1
-        assert norms[1::2] == pytest.approx([0.3] * STEPS)
-
     def test_raises_where_this_package_s_config_asks_for_it(
         self, theirs, ours
     ):
@@ -361,17 +344,6 @@ class TestSplitting:
             theirs_now = [split((theirs, theirs), *case) for case in cases]
             assert theirs_now == expected
 
-    def test_of_subclasses_of_this_package_s(self, theirs, ours):
-        class Own(ours.GradientClippingHookConfig):
-            pass
-
-        own = Own(**NORM)
-        with lab.install():
-            split = theirs.trainer._split_gradient_clipping_config(
-                hooks=own, grad_clip=None, is_deepspeed=False
-            )
-        assert split == ([], own)
-
     def test_of_an_error_that_deepspeed_does_not_give(self, theirs, ours):
         own = ours.GradientClippingHookConfig(**NORM, error_if_nonfinite=True)
         with lab.install():
@@ -399,19 +371,6 @@ class TestException:
             *("on_model_forward", "on_batch", "on_step", "on_epoch"),
             "on_loop",
         ]
-
-    def test_stays_through_later_scopes(self, theirs):
-        def call():
-            args = theirs.PipelineHookArgs(accelerator=1)
-            error = KeyError()
-            hooks = theirs.PipelineHooks()
-            with pytest.raises(KeyError), hooks.begin("on_step", args):
-                raise error
-            with hooks.begin("on_optimizer_step", args):
-                pass
-            return args.exception is error
-
-        assert same_installed(call)
 
     def test_of_a_failing_before_is_told_too(self, theirs):
         """Without install it is not, and hooks that run after the failure
