@@ -131,30 +131,6 @@ def test_install_and_uninstall_may_come_at_any_time(
     }
 
 
-def what_hooks_see():
-    seen = []
-
-    def see(args):
-        plain = (int, torch.Tensor, dict, type(None))
-        values = [v for v in vars(args).values() if isinstance(v, plain)]
-        seen.append(repr(values))
-        args.epoch_id += 1  # To be seen where it is not a copy's.
-
-    hooks = mixin.PipelineHooks()
-    for channel in hooks.hooks:
-        hook = mixin.HookContext.from_callable(before=see, after=see)
-        hooks.register_hook(channel, hook)
-    make_trainer(hooks=[hooks])()
-    return seen
-
-
-def test_hooks_see_the_arguments_that_they_see_without_install():
-    expected = what_hooks_see()
-    assert len(expected) == 2 * (2 + 4 * STEPS)
-    with lab.install():
-        assert what_hooks_see() == expected
-
-
 def our_hooks(log):
     hooks = ours.PipelineHooks()
     hook = ours.HookContext.from_callable(after=lambda args: log.append(args))
@@ -173,18 +149,6 @@ def test_a_trainer_takes_hooks_and_configs_of_both(expected, installed, log):
     assert [args.global_step_id for args in log] == list(range(STEPS))
     assert all(type(args) is mixin.PipelineHookArgs for args in log)
     assert counting.seen["after on_step"] == STEPS
-
-
-def test_a_trainer_s_hooks_are_profiled(expected, installed):
-    trainer = make_trainer()
-    with ours.HookProfiler(trainer.hooks) as profiler:
-        trainer()
-    assert bits(trainer) == expected
-    steps = profiler.to_dict()["on_step"]["hooks"]
-    assert {row["hook"]: row["count"] for row in steps} == {
-        "GradientClippingHook": STEPS,
-        "OptimizerHook": STEPS,
-    }
 
 
 @pytest.mark.parametrize("family", [grad_clip, ours])

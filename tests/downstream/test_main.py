@@ -202,26 +202,15 @@ def forks(make_forks) -> Forks:
     return make_forks()
 
 
-@pytest.fixture(scope="module")
-def safe_forks(make_forks) -> Forks:
-    return make_forks("-P")
-
-
 @pytest.mark.parametrize("args", SAME.values(), ids=SAME)
 def test_run_does_as_python_does(args, folder, forks):
     assert forks("run", *args) == by_python(folder, *args)
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["probe.py", "a"],
-        ["-m", "pkg"],
-        ["app", "a"],
-    ],
-)
-def test_run_keeps_a_safe_path_as_python_does(args, folder, safe_forks):
-    assert safe_forks("run", *args) == by_python(folder, "-P", *args)
+@pytest.mark.parametrize("args", [["probe.py", "a"], ["-m", "pkg"], ["app"]])
+def test_run_keeps_a_safe_path_as_python_does(args, folder, make_forks):
+    forks = make_forks("-P")
+    assert forks("run", *args) == by_python(folder, "-P", *args)
 
 
 @pytest.mark.parametrize("args", [["pools.py"], ["-m", "pkg.pools"]])

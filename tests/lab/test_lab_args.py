@@ -9,7 +9,6 @@ import gc
 import inspect
 import pickle
 import sys
-import traceback
 import weakref
 from functools import partial
 from unittest import mock
@@ -181,22 +180,6 @@ def test_copies_after_a_change_of_attributes(cls, deleted, added):
 )
 def test_what_is_seen_of_the_class_stays(cls, get):
     assert_same_installed(lambda: get(cls))
-
-
-def test_0_5_s_loss_is_refused_with_the_same_traceback():
-    def call():
-        try:
-            cls(1).copy_with_updates(reduce_loss=1)
-        except RuntimeError as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            return [frame.name for frame in frames][-2:]
-
-    with standin.imported() as library:
-        cls = library.PipelineHookArgs
-        assert assert_same_installed(call) == [
-            "reduce_loss",
-            "_refuse_to_tell_the_loss",
-        ]
 
 
 class TestInstalled:
