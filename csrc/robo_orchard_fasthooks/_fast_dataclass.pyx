@@ -1,12 +1,12 @@
 """Fast construction and copies of arguments that are a plain dataclass.
 
 RoboOrchardLab's arguments keep their class and their `__init__`, but a call of
-the class does not run it. The `tp_vectorcall` of the class is set to a function
-that copies a dictionary of the defaults and sets the arguments that differ from
-them: 40 % of the instructions of a call. A copy of an instance is a copy of its
-dictionary: 15 % (CPython 3.11). Whatever changes the class or the code or
-defaults of its `__init__` later is noticed, and Python then does as usual; only
-a change inside the dictionary `__kwdefaults__` is not.
+the class does not run it. The class's `tp_vectorcall` is set to a function that
+copies a dictionary of the defaults and sets the arguments that differ: 40 % of
+the instructions of a call. A copy of an instance is a copy of its dictionary:
+15 % (CPython 3.11). Whatever later changes the class, or the code or defaults
+of its `__init__`, is noticed, and Python then does as usual; only a change
+inside the dictionary `__kwdefaults__` is not.
 """
 
 import dataclasses
