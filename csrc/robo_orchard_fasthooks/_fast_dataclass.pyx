@@ -1,7 +1,7 @@
 """Fast construction and copies of arguments that are a plain dataclass.
 
 RoboOrchardLab's arguments keep their class and their `__init__`, but a call of
-the class does not run it. The class's `tp_vectorcall` is set to a function that
+the class does not run it: the class's `tp_vectorcall` is a function that
 copies a dictionary of the defaults and sets the arguments that differ: 40 % of
 the instructions of a call. A copy of an instance is a copy of its dictionary:
 15 % (CPython 3.11). Whatever later changes the class, or the code or defaults
