@@ -114,7 +114,8 @@ ITEMS = st.dictionaries(
 )
 # The class, which the fixture gives, is the same for all examples.
 on_the_class = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture]
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None,
 )
 
 
