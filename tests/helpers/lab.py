@@ -24,6 +24,7 @@ NAMES = [
     f"{HOOKS}.mixin.PipelineHookArgs.__init__",
     f"{HOOKS}.mixin.PipelineHookArgs.copy_with_updates",
     f"{HOOKS}.grad_clip.GradientClippingHook._gradient_clipping",
+    f"{HOOKS}.optimizer.OptimizerHook._optimizer_step",
 ]
 # Calls of the class are replaced; this attribute stays as it is.
 CONSTRUCTION = f"{HOOKS}.mixin.PipelineHookArgs.__init__"

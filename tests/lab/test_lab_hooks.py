@@ -233,9 +233,9 @@ class TestMixing:
 
     def test_doubles_are_hooks_as_before(self):
         def call():
-            hooks = upstream.optimizer.OptimizerHook(None)
-            double = mock.Mock(spec=hooks, hooks=hooks.hooks)
-            merged = PipelineHooks.from_hooks([double, weakref.proxy(hooks)])
+            first, second = map(upstream.optimizer.OptimizerHook, (None, None))
+            double = mock.Mock(spec=first, hooks=first.hooks)
+            merged = PipelineHooks.from_hooks([double, weakref.proxy(second)])
             return len(merged.hooks["on_step"])
 
         assert assert_same_installed(call) == 2

@@ -22,10 +22,12 @@ FROM_HOOKS = f"{HOOKS}.mixin.PipelineHooks.from_hooks"
 ARGS = f"{HOOKS}.mixin.PipelineHookArgs.__init__"
 COPY = f"{HOOKS}.mixin.PipelineHookArgs.copy_with_updates"
 CLIP = f"{HOOKS}.grad_clip.GradientClippingHook._gradient_clipping"
+STEP = f"{HOOKS}.optimizer.OptimizerHook._optimizer_step"
 OWNERS = {
     **dict.fromkeys((INIT, BEGIN, REGISTER, FROM_HOOKS), MIXIN.PipelineHooks),
     **dict.fromkeys((ARGS, COPY), MIXIN.PipelineHookArgs),
     CLIP: GRAD_CLIP.GradientClippingHook,
+    STEP: upstream.optimizer.OptimizerHook,
 }
 NO_NAME = "there is no such name"
 BY_OTHERS = f"it is patched by {__name__}"
@@ -68,10 +70,10 @@ def left_alone(reasons):
     assert namespaces() == before
 
 
-def made_there(source, module=MIXIN):
+def made_there(source):
     """A function that is defined in one of RoboOrchardLab's modules."""
     namespace = {}
-    exec(source, vars(module), namespace)
+    exec(source, vars(MIXIN), namespace)
     (function,) = namespace.values()
     return function
 
@@ -112,6 +114,7 @@ def test_a_class_that_is_no_class(monkeypatch):
         (FROM_HOOKS, "cls, hook"),
         (COPY, "self, kwargs"),
         (CLIP, "self, args"),
+        (STEP, "self, args"),
     ],
 )
 def test_other_parameters(monkeypatch, name, parameters):
@@ -203,7 +206,7 @@ def test_hooks_that_are_no_dict_stay():
         assert type(Hooks().hooks.on_step) is core.HookContextChannel
 
 
-@pytest.mark.parametrize("number", [0, 7])
+@pytest.mark.parametrize("number", [0, 8])
 def test_a_failure_rolls_back(monkeypatch, number):
     replace, calls = patching.Patch.replace, []
 

@@ -10,11 +10,6 @@ from typing import Any
 from robo_orchard_core.utils.hook import HookContextChannel
 
 from robo_orchard_fasthooks import _dispatch, _fast_dataclass
-from robo_orchard_fasthooks._clipping.step import (
-    ClipSettings,
-    clip_at_step,
-    clip_gradients,
-)
 from robo_orchard_fasthooks._lab import trainer
 from robo_orchard_fasthooks._lab.patching import (
     AppliedPatch,
@@ -22,13 +17,20 @@ from robo_orchard_fasthooks._lab.patching import (
     PatchError,
     check_home,
 )
+from robo_orchard_fasthooks._stepping.step import (
+    ClipSettings,
+    clip_at_step,
+    clip_gradients,
+    mark_stepped,
+)
 from robo_orchard_fasthooks.mixin import PipelineHooks
 
 PACKAGE = "robo_orchard_lab"
 _MIXIN = f"{PACKAGE}.pipeline.hooks.mixin"
 _GRAD_CLIP = f"{PACKAGE}.pipeline.hooks.grad_clip"
+_OPTIMIZER = f"{PACKAGE}.pipeline.hooks.optimizer"
 _TRAINER = f"{PACKAGE}.pipeline.training.hook_based_trainer"
-MODULES = (_MIXIN, _GRAD_CLIP, _TRAINER)
+MODULES = (_MIXIN, _GRAD_CLIP, _OPTIMIZER, _TRAINER)
 """The modules that hold them."""
 
 
@@ -110,7 +112,13 @@ def _clipping_patches() -> list[Patch]:
                 "GradientClippingHook._gradient_clipping",
                 lambda *_: _gradient_clipping,
                 "self, hook_args",
-            )
+            ),
+            Patch(
+                _OPTIMIZER,
+                "OptimizerHook._optimizer_step",
+                _step_with_mark,
+                "self, hook_args",
+            ),
         ]
     return [
         *(
@@ -143,6 +151,16 @@ def _gradient_clipping(self: Any, hook_args: Any) -> None:
     # is a way to switch its hook off.
     if self.clip_mode in ("norm", "value"):
         clip_at_step(self, hook_args)
+
+
+def _step_with_mark(cls: Any, original: Any) -> Any:
+    @wraps(original)
+    def _optimizer_step(self: Any, hook_args: Any) -> None:
+        optimizer = hook_args.optimizer
+        original(self, hook_args)
+        mark_stepped(optimizer, hook_args)
+
+    return _optimizer_step
 
 
 def _clip_optimizer_gradients(
