@@ -17,8 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from threading import RLock
 from types import MappingProxyType
 
-from packaging.version import InvalidVersion, Version
-
 from robo_orchard_fasthooks import _dispatch
 from robo_orchard_fasthooks._lab.patches import MODULES, PACKAGE, patches
 from robo_orchard_fasthooks._lab.patching import AppliedPatch, PatchError
@@ -39,9 +37,8 @@ def install(verbose: bool = False) -> AbstractContextManager[None]:
     through compiled channels, and PipelineHookArgs are built and copied by
     compiled code. Hooks and configs of this package are accepted wherever
     those of RoboOrchardLab are, and RoboOrchardLab's GradientClippingHook and
-    trainer clip with the functions of this package. PipelineHooks that were
-    created before keep their channels. Pickles, checkpoints and configs that
-    are written while RoboOrchardLab is accelerated load without this package.
+    trainer clip with the functions of this package. Pickles, checkpoints and
+    configs that are written meanwhile load without this package.
 
     The effect is limited to this process and to those forked from it. A
     process that is spawned has to call `install` itself.
@@ -114,17 +111,11 @@ class Status:
         found = self.versions[PACKAGE]
         if found is None:
             return "not installed"
-        relation = "not one of"
-        with suppress(InvalidVersion):
-            # Without the local label of a private build, as in 0.5.0+abc123.
-            public = Version(found).public
-            if public in _TESTED:
-                return _TESTED[public]
-            if Version(public) > max(map(Version, _TESTED)):
-                relation = "newer than"
-        return (
-            f"{relation} the tested versions ({', '.join(_TESTED)}); what "
-            "differs from them is left alone"
+        # Without the local label of a private build, as in 0.5.0+abc123.
+        return _TESTED.get(
+            found.partition("+")[0],
+            f"not one of the tested versions ({', '.join(_TESTED)}); what "
+            "differs from them is left alone",
         )
 
     def __str__(self) -> str:
@@ -209,7 +200,7 @@ def _install() -> _Installation:
                     names[patch.name] = patch.replace(undo)
                 except PatchError as change:
                     names[patch.name] = str(change)
-            _warn_of({k: v for k, v in names.items() if isinstance(v, str)})
+            _warn_of_left_alone(names)
             return _Installation(names, undo.pop_all())
     except ImportError as error:
         if error.name == PACKAGE:
@@ -224,13 +215,13 @@ def _install() -> _Installation:
         ) from error
 
 
-def _warn_of(left_alone: dict[str, str]) -> None:
-    if left_alone:
-        reasons = "; ".join(f"{k}: {v}" for k, v in left_alone.items())
+def _warn_of_left_alone(names: dict[str, AppliedPatch | str]) -> None:
+    reasons = [f"{k}: {v}" for k, v in names.items() if isinstance(v, str)]
+    if reasons:
         warnings.warn(
             f"RoboOrchardLab {_version(PACKAGE)} differs from the versions "
             "that robo_orchard_fasthooks supports. These functions are left "
-            f"alone: {reasons}. Everything else is accelerated",
+            f"alone: {'; '.join(reasons)}. Everything else is accelerated",
             stacklevel=4,
         )
 

@@ -78,15 +78,11 @@ FILES = {
     "pools.py": POOLS,
     "pkg/pools.py": POOLS,
     "syntax.py": "def f(:\n",
-    "empty/nothing.txt": "",
 }
 
 SAME = {
     "options": ["probe.py", "--help", "-m", "run", "--", "-x", "--", "a b"],
     "dashes first": ["probe.py", "--", "a"],
-    "short option first": ["probe.py", "-m", "pkg"],
-    "dot": ["./probe.py"],
-    "detour": ["deep/../probe.py"],
     "link": ["deep/link.py", "a"],
     "folder": ["app", "a"],
     "archive": ["app.zip", "a"],
@@ -99,10 +95,7 @@ SAME = {
     "multiprocessing's alias": ["alias.py"],
     "package that looks at argv": ["-m", "init", "a"],
     "syntax error": ["syntax.py"],
-    "folder without main": ["empty"],
-    "package without main": ["-m", "bare"],
     "unknown module": ["-m", "no_such_module", "a"],
-    "unknown submodule": ["-m", "pkg.no_such_module"],
     "module of unknown package": ["-m", "no_such_package.mod"],
     "broken package": ["-m", "broken.mod"],
     **{
@@ -110,18 +103,12 @@ SAME = {
         for code in (
             "sys.exit(3)",
             "sys.exit('text')",
-            "sys.exit(None)",
-            "sys.exit(-1)",
-            "raise SystemExit",
             "fail()",
             "raise KeyboardInterrupt",
             "os.kill(os.getpid(), signal.SIGINT)",
-            "os._exit(5)",
-            "os.abort()",
             "sys.stdout.write('no end of line'); sys.exit(True)",
         )
     },
-    "exit of a module": ["-m", "pkg.mod", "do", "sys.exit(4)"],
     "failure of a module": ["-m", "pkg.mod", "do", "fail()"],
 }
 
@@ -215,34 +202,15 @@ def forks(make_forks) -> Forks:
     return make_forks()
 
 
-@pytest.fixture(scope="module")
-def safe_forks(make_forks) -> Forks:
-    return make_forks("-P")
-
-
 @pytest.mark.parametrize("args", SAME.values(), ids=SAME)
 def test_run_does_as_python_does(args, folder, forks):
     assert forks("run", *args) == by_python(folder, *args)
 
 
-def test_a_process_of_its_own_does_as_a_fork_does(folder, forks):
-    args = ("run", "probe.py", "do", "fail()")
-    ended = forks(*args)
-    assert ended == by_python(folder, "-m", "robo_orchard_fasthooks", *args)
-    assert ended.status == 1
-    assert json.loads(ended.out.splitlines()[0])["input"] == "piped"
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["probe.py", "a"],
-        ["-m", "pkg"],
-        ["app", "a"],
-    ],
-)
-def test_run_keeps_a_safe_path_as_python_does(args, folder, safe_forks):
-    assert safe_forks("run", *args) == by_python(folder, "-P", *args)
+@pytest.mark.parametrize("args", [["probe.py", "a"], ["-m", "pkg"], ["app"]])
+def test_run_keeps_a_safe_path_as_python_does(args, folder, make_forks):
+    forks = make_forks("-P")
+    assert forks("run", *args) == by_python(folder, "-P", *args)
 
 
 @pytest.mark.parametrize("args", [["pools.py"], ["-m", "pkg.pools"]])
@@ -269,25 +237,25 @@ def test_a_script_that_is_not_there_is_an_error_that_names_it(forks):
 def test_info_says_what_a_bug_report_should(forks):
     ended = forks("info")
     assert (ended.status, ended.err) == (0, "")
-    first, *lines = ended.out.splitlines()
+    first, extension, support, *lines = ended.out.splitlines()
     status = lab.status()
     assert first == (
         f"robo_orchard_fasthooks {version('robo_orchard_fasthooks')} "
         "is active in robo_orchard_lab 0.4.0"
     )
-    assert lines[0] == f"  compiled extension: {status.extension}"
-    assert lines.pop(1) == (
+    assert extension == f"  compiled extension: {status.extension}"
+    assert support == (
         "  robo_orchard_lab 0.4.0: supported, and tested with the published "
         "package"
     )
-    names = dict(map(str.split, lines[1 : 1 + len(status.names)]))
-    assert names == {
+    count = len(status.names)
+    assert dict(map(str.split, lines[:count])) == {
         name.removeprefix("robo_orchard_lab."): "replaced"
         for name in status.names
     }
     gpus = range(torch.cuda.device_count())
     cuda = ", ".join(map(torch.cuda.get_device_name, gpus)) or "no GPU"
-    assert lines[1 + len(names) :] == [
+    assert lines[count:] == [
         *(
             f"{package} {version(package)}"
             for package in ("robo_orchard_core", "accelerate", "torch")

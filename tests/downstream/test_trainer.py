@@ -94,17 +94,9 @@ def resumed(runs, tmp_path_factory) -> list[Run]:
 def test_parameters_losses_and_norms_are_equal(runs):
     plain, ours = runs
     assert ours.bits == plain.bits
+    assert max(plain.result["norms"]) > MAX_NORM > min(plain.result["norms"])
     for name in ("losses", "norms"):
         assert ours.result[name] == plain.result[name]
-
-
-def test_it_learns_and_some_steps_are_clipped(runs):
-    for run in runs:
-        losses = torch.tensor(run.result["losses"])
-        assert len(losses) == 2 * STEPS
-        assert losses[-8:].mean() < losses[:8].mean() / 2
-        clipped = sum(norm > MAX_NORM for norm in run.result["norms"])
-        assert 8 < clipped < 2 * STEPS
 
 
 def test_logs_are_equal_but_for_times(runs):
@@ -112,17 +104,6 @@ def test_logs_are_equal_but_for_times(runs):
     assert ours == plain
     assert ours.count("\n") == runs[0].log.count("\n")
     assert [run.err for run in runs] == ["", ""]
-
-
-def test_only_times_are_left_out_of_the_comparison(runs):
-    for run in runs:
-        numbers = r"(?:loss|hits|_loss)\b\W[\d.e-]+|Group 0: \S+"
-        found = re.findall(numbers, run.log)
-        # Of the losses, those of ours and of the tracker; rates twice 29 by 8.
-        assert len(found) >= 15 + 6 + 2 + 7
-        assert re.findall(numbers, TIMES.sub("#", run.log)) == found
-        left_out = "".join(TIMES.findall(run.log))
-        assert re.fullmatch(r"[\d.:, -]+", left_out)
 
 
 def test_checkpoints_are_equal_byte_for_byte(runs):

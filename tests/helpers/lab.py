@@ -24,6 +24,7 @@ NAMES = [
     f"{HOOKS}.mixin.PipelineHookArgs.__init__",
     f"{HOOKS}.mixin.PipelineHookArgs.copy_with_updates",
     f"{HOOKS}.grad_clip.GradientClippingHook._gradient_clipping",
+    f"{HOOKS}.optimizer.OptimizerHook._optimizer_step",
 ]
 # Calls of the class are replaced; this attribute stays as it is.
 CONSTRUCTION = f"{HOOKS}.mixin.PipelineHookArgs.__init__"
@@ -94,6 +95,16 @@ def shown(args):
         vars(dataclasses.replace(args, step_id=-1)),
         [args == other for other in (copy.copy(args), Args(0), None)],
     )
+
+
+class Value:
+    """Equal to nothing else, and shown alike."""
+
+    def __repr__(self):
+        return "Value"
+
+    def __deepcopy__(self, memo):
+        return self
 
 
 class Stepped:

@@ -1,14 +1,10 @@
 """`lab.install`, `uninstall` and `status`."""
 
-import dataclasses
 import inspect
 import re
 import sys
 import threading
-import warnings
-from functools import partial
 from importlib import metadata
-from unittest import mock
 
 import pytest
 
@@ -18,7 +14,6 @@ from helpers.lab import (
     HOOKS,
     NAMES,
     ORIGINALS,
-    Args,
     PipelineHooks,
     assert_same_installed,
     found,
@@ -41,22 +36,12 @@ class TestInstall:
                 lab.uninstall()
             assert all(found(name) is ORIGINALS[name] for name in NAMES)
 
-    def test_without_an_installation_uninstalling_is_harmless(self):
-        lab.uninstall()
-
     def test_the_outermost_context_manager_uninstalls(self):
         with lab.install():
             with lab.install():
                 pass
             assert lab.status().installed
         assert not lab.status().installed
-
-    def test_a_context_manager_of_an_installed_one_changes_nothing(self):
-        lab.install()
-        with lab.install():
-            pass
-        assert lab.status().installed
-        lab.uninstall()
 
     def test_a_failing_body_uninstalls(self):
         with pytest.raises(ZeroDivisionError), lab.install():
@@ -132,13 +117,6 @@ class TestStatus:
             for name in NAMES
         ]
 
-    def test_it_cannot_be_changed(self):
-        status = lab.status()
-        with pytest.raises(TypeError):
-            status.names["a"] = "b"
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            status.installed = True
-
     def test_a_patch_after_install_is_told_and_left(self):
         name = f"{HOOKS}.mixin.PipelineHooks.begin"
         lab.install()
@@ -154,19 +132,6 @@ class TestStatus:
             assert len(caught) == 1 and found(name) is patch
         finally:
             PipelineHooks.begin = ORIGINALS[name]
-
-    def test_a_patch_after_install_that_is_made_an_error(self):
-        lab.install()
-        with mock.patch.object(PipelineHooks, "begin"):
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                with pytest.raises(UserWarning):
-                    lab.uninstall()
-            others = [name for name in NAMES if not name.endswith("begin")]
-            assert all(found(name) is ORIGINALS[name] for name in others)
-            assert not lab.status().installed
-        # The patch has put back what it had found, which was ours.
-        PipelineHooks.begin = ORIGINALS[f"{HOOKS}.mixin.PipelineHooks.begin"]
 
 
 class TestImporting:
@@ -194,37 +159,18 @@ class TestImporting:
         assert raised.value.name == "no_such_thing"
 
 
-def signature_and_docs(function):
-    return inspect.signature(function), function.__doc__, function.__name__
-
-
 @pytest.mark.parametrize(
     "get",
     [
-        lambda: inspect.signature(Args),
         lambda: inspect.getsource(PipelineHooks.__init__),
-        *(
-            partial(
-                lambda cls, name: signature_and_docs(getattr(cls, name)),
-                *each,
-            )
-            for each in (
-                (Args, "__init__"),
-                (Args, "copy_with_updates"),
-                (PipelineHooks, "__init__"),
-            )
-        ),
-        lambda: dataclasses.fields(Args),
-        lambda: (Args.__mro__, Args.__match_args__, Args.__hash__),
+        lambda: inspect.signature(PipelineHooks.__init__),
+        lambda: inspect.getfullargspec(PipelineHooks.from_hooks).args,
         lambda: type(PipelineHooks()) is PipelineHooks,
-        lambda: type(Args(accelerator=1)) is Args,
-        lambda: type(Args(1).copy_with_updates(batch=1)) is Args,
         lambda: list(PipelineHooks().hooks),
         lambda: [c.name for c in PipelineHooks().hooks.values()],
         lambda: list(vars(PipelineHooks())),
         lambda: PipelineHooks(1),
-        lambda: inspect.getfullargspec(PipelineHooks.from_hooks).args,
     ],
 )
-def test_what_is_seen_of_the_classes_stays(get):
+def test_what_is_seen_of_pipeline_hooks_stays(get):
     assert_same_installed(get)

@@ -32,28 +32,24 @@ class TestClipping:
         run(hook, Args(accelerator=accelerator, optimizer=optimizer))
         return [param.grad.tolist() for param in params]
 
-    @pytest.mark.parametrize("scale", [1e-3, 1, 1e3])
+    @pytest.mark.parametrize("scale", [1e-3, 1e3])
     @pytest.mark.parametrize(
         "settings",
         [
             {"clip_mode": "norm", "max_norm": 1.5},
             {"clip_mode": "norm", "max_norm": 1.5, "norm_type": math.inf},
-            {"clip_mode": "norm", "max_norm": 0.7, "norm_type": 1.0},
             {"clip_mode": "value", "clip_value": 0.5},
         ],
     )
     def test_gives_the_same_bits(self, accelerator, settings, scale):
         config = upstream.grad_clip.GradientClippingHookConfig(**settings)
-        attributes = []
 
         def call():
             hook = config()
             grads = self.gradients(hook, accelerator, scale)
-            attributes.append(list(vars(hook)))
-            return grads
+            return grads, list(vars(hook))
 
         assert_same_installed(call)
-        assert attributes[0] == attributes[1]
 
     def test_is_ours(self, accelerator, installed):
         hook = CONFIG()

@@ -1,1 +1,1 @@
-"""How functions of another package are replaced and put back."""
+"""What `install` replaces in RoboOrchardLab, and how."""

@@ -21,38 +21,27 @@ from robo_orchard_fasthooks._stepping.step import (
     ClipSettings,
     clip_at_step,
     clip_gradients,
+    mark_stepped,
 )
 from robo_orchard_fasthooks.mixin import PipelineHooks
-
-__all__ = ["MODULES", "PACKAGE", "patches"]
 
 PACKAGE = "robo_orchard_lab"
 _MIXIN = f"{PACKAGE}.pipeline.hooks.mixin"
 _GRAD_CLIP = f"{PACKAGE}.pipeline.hooks.grad_clip"
+_OPTIMIZER = f"{PACKAGE}.pipeline.hooks.optimizer"
 _TRAINER = f"{PACKAGE}.pipeline.training.hook_based_trainer"
-MODULES = (_MIXIN, _GRAD_CLIP, _TRAINER)
+MODULES = (_MIXIN, _GRAD_CLIP, _OPTIMIZER, _TRAINER)
 """The modules that hold them."""
 
 
 def patches() -> list[Patch]:
-    """Lists what is replaced in the version that is imported.
-
-    Returns:
-        list[Patch]: The patches, in the order in which they are applied. As
-            long as RoboOrchardLab is not imported, those of 0.4.
-    """
-
-    def same_as_this_package(method: str, parameters: str) -> Patch:
-        replacement = vars(PipelineHooks)[method]
-        path = f"PipelineHooks.{method}"
-        return Patch(_MIXIN, path, lambda *_: replacement, parameters)
-
+    """What is replaced, in order; that of 0.4 while none is imported."""
     return [
         Patch(_MIXIN, "PipelineHooks.__init__", _compiled_channels),
-        same_as_this_package("begin", "self, channel, arg"),
-        same_as_this_package("register_hook", "self, channel, hook"),
-        same_as_this_package("register_pipeline_hooks", "self, hooks"),
-        same_as_this_package("from_hooks", "cls, hooks"),
+        _same_as_here("begin", "self, channel, arg"),
+        _same_as_here("register_hook", "self, channel, hook"),
+        _same_as_here("register_pipeline_hooks", "self, hooks"),
+        _same_as_here("from_hooks", "cls, hooks"),
         _Construction(_MIXIN, "PipelineHookArgs.__init__", _if_plain),
         Patch(
             _MIXIN,
@@ -62,6 +51,11 @@ def patches() -> list[Patch]:
         ),
         *_clipping_patches(),
     ]
+
+
+def _same_as_here(method: str, parameters: str) -> Patch:
+    path, replacement = f"PipelineHooks.{method}", vars(PipelineHooks)[method]
+    return Patch(_MIXIN, path, lambda *_: replacement, parameters)
 
 
 def _compiled_channels(owner: Any, original: Any) -> Any:
@@ -118,7 +112,13 @@ def _clipping_patches() -> list[Patch]:
                 "GradientClippingHook._gradient_clipping",
                 lambda *_: _gradient_clipping,
                 "self, hook_args",
-            )
+            ),
+            Patch(
+                _OPTIMIZER,
+                "OptimizerHook._optimizer_step",
+                _step_with_mark,
+                "self, hook_args",
+            ),
         ]
     return [
         *(
@@ -147,11 +147,20 @@ def _clipping_patches() -> list[Patch]:
 
 
 def _gradient_clipping(self: Any, hook_args: Any) -> None:
-    """Clips the gradients, as robo_orchard_fasthooks does."""
     # RoboOrchardLab does not clip in any other mode, and `clip_mode = None`
     # is a way to switch its hook off.
     if self.clip_mode in ("norm", "value"):
         clip_at_step(self, hook_args)
+
+
+def _step_with_mark(cls: Any, original: Any) -> Any:
+    @wraps(original)
+    def _optimizer_step(self: Any, hook_args: Any) -> None:
+        optimizer = hook_args.optimizer
+        original(self, hook_args)
+        mark_stepped(optimizer, hook_args)
+
+    return _optimizer_step
 
 
 def _clip_optimizer_gradients(
@@ -163,7 +172,6 @@ def _clip_optimizer_gradients(
     max_norm: float | None,
     norm_type: float,
 ) -> None:
-    """Clips the gradients, as robo_orchard_fasthooks does."""
     if clip_mode in ("norm", "value"):
         settings = ClipSettings(clip_mode, clip_value, max_norm, norm_type)
         clip_gradients(settings, accelerator, optimizer)

@@ -10,23 +10,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
 
-__all__ = ["PatchError", "AppliedPatch", "Patch", "check_home"]
-
 
 class PatchError(Exception):
     """A function is missing, or is not the one that was expected."""
 
 
 def check_home(function: Any, module: str) -> None:
-    """Checks that a function was defined in a package and is not a patch.
-
-    Args:
-        function (Callable): The function.
-        module (str): Any module of the package.
-
-    Raises:
-        PatchError: It was defined in another package.
-    """
+    """Raises PatchError unless a module's package defined the function."""
     if getattr(function, "__globals__", None) is vars(contextlib):
         # @contextmanager wraps the function in a function of contextlib.
         function = inspect.getclosurevars(function).nonlocals.get("func")
@@ -45,7 +35,6 @@ class AppliedPatch(NamedTuple):
 
     @property
     def is_active(self) -> bool:
-        """Whether the replacement is still in place."""
         return vars(self.owner).get(self.attribute) is self.replacement
 
 
@@ -67,43 +56,24 @@ class Patch:
 
     @property
     def name(self) -> str:
-        """The full name."""
         return f"{self.module}.{self.path}"
 
     def replace(self, undo: contextlib.ExitStack) -> AppliedPatch:
-        """Replaces the function.
-
-        Args:
-            undo (contextlib.ExitStack): Receives a callback that puts the
-                original back.
-
-        Returns:
-            AppliedPatch: What was replaced, and by what.
+        """Replaces the function, and has `undo` put the original back.
 
         Raises:
             PatchError: The function is missing, is not the one that was
                 expected, or has been patched.
             ImportError: A module that its module imports is missing.
         """
-        owner, attribute, original = self.find()
+        owner, attribute, original = self._find()
         replacement = self.make(owner, original)
         replaced = AppliedPatch(owner, attribute, original, replacement)
         setattr(owner, attribute, replacement)
         undo.callback(self._put_back, replaced)
         return replaced
 
-    def find(self) -> tuple[Any, str, Any]:
-        """Finds the function.
-
-        Returns:
-            tuple[Any, str, Any]: The owner, a class or a module; the name of
-                its attribute; and the attribute's value.
-
-        Raises:
-            PatchError: The function is missing, is not the one that was
-                expected, or has been patched.
-            ImportError: A module that its module imports is missing.
-        """
+    def _find(self) -> tuple[Any, str, Any]:
         try:
             owner: Any = import_module(self.module)
         except ModuleNotFoundError as error:

@@ -17,28 +17,13 @@ from robo_orchard_fasthooks.grad_clip import (
 )
 from robo_orchard_fasthooks.mixin import PipelineHooks, PipelineHooksConfig
 
-__all__ = ["clip_with_all_settings", "recognize_clipping"]
-
 
 def recognize_clipping(module: Any, original: Any) -> Any:
     """Makes the function that separates the clipping from a trainer's hooks.
 
     The original is called with a hook or config of RoboOrchardLab in place of
-    each clipping hook or config of this package. So the same rules hold for
-    both: the trainer clips by a config, and two configs are an error, as is a
-    hook under DeepSpeed, where it would not clip.
-
-    Args:
-        module (ModuleType): The trainer's module.
-        original (Callable): The function to be replaced.
-
-    Returns:
-        Callable: The replacement. It also raises ValueError if a config of
-            this package sets `error_if_nonfinite`, which DeepSpeed does not
-            support.
-
-    Raises:
-        PatchError: The module has no function `_normalize_hook_inputs`.
+    each of this package. So the same rules hold for both: the trainer clips by
+    a config, and two configs are an error, as is a hook under DeepSpeed.
     """
     if not hasattr(module, "_normalize_hook_inputs"):
         raise PatchError("its module has no _normalize_hook_inputs")
@@ -87,17 +72,9 @@ def recognize_clipping(module: Any, original: Any) -> Any:
 
 
 def clip_with_all_settings(cls: Any, original: Any) -> Any:
-    """Makes the trainer's method that clips.
+    """Makes the method that clips, by all settings of this package's configs.
 
-    With a config of this package it also applies `error_if_nonfinite`,
-    `foreach` and `cuda_graph`, which RoboOrchardLab's configs do not have.
-
-    Args:
-        cls (type): HookBasedTrainer.
-        original (Callable): The method to be replaced.
-
-    Returns:
-        Callable: The replacement.
+    RoboOrchardLab's have no `error_if_nonfinite` and no `cuda_graph`.
     """
 
     @wraps(original)
