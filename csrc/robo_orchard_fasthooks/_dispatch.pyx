@@ -230,8 +230,8 @@ class HookContextChannel(Registrations, core.HookContextChannel[T]):
 class LabChannel(HookContextChannel[T]):
     """The channel of RoboOrchardLab's own PipelineHooks after `lab.install()`.
 
-    It is pickled as robo_orchard_core's channel, so that a pickle can be loaded
-    without this package.
+    It is pickled as robo_orchard_core's channel, so that a pickle can be
+    loaded without this package.
     """
 
     def __repr__(self):

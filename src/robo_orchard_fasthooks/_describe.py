@@ -56,7 +56,7 @@ def channel_repr(channel: Any, cls: type) -> str:
         for position, hook in enumerate(channel._context_handlers)
     )
     listed = f"[\n{indent(hooks, '  ')}\n]" if hooks else "[]"
-    return _boxed(cls, f"name={channel.name}, \nhooks={listed}")
+    return boxed(cls, f"name={channel.name}, \nhooks={listed}")
 
 
 def hook_repr(hook: Any) -> str:
@@ -73,10 +73,10 @@ def hook_repr(hook: Any) -> str:
             function = callback_of(hook, phase)
             shown = None if function is None else f"<{where(function)}>"
             lines.append(f"{phase}={shown}")
-        return _boxed(type(hook), ", \n".join(lines))
+        return boxed(type(hook), ", \n".join(lines))
 
 
-def _boxed(cls: type, content: str) -> str:
+def boxed(cls: type, content: str) -> str:
     return f"<{cls.__module__}.{cls.__name__}(\n{indent(content, '  ')})>"
 
 

@@ -31,7 +31,7 @@ from robo_orchard_fasthooks._core import (
     ClassType,
     HookContext,
 )
-from robo_orchard_fasthooks._describe import describe
+from robo_orchard_fasthooks._describe import boxed, describe
 from robo_orchard_fasthooks._dispatch import (
     HookContextChannel,
     RemoveableHandle,
@@ -294,8 +294,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
             if len(channel)
         )
         content = f"hooks={{{shown}\n}}" if shown else "hooks={}"
-        cls = type(self)
-        return f"<{cls.__module__}.{cls.__name__}(\n{indent(content, '  ')})>"
+        return boxed(type(self), content)
 
 
 PipelineHooksType_co = TypeVar(
