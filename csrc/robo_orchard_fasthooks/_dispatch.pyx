@@ -6,7 +6,6 @@ callbacks. Both call `_run`, the loop over the callbacks.
 """
 
 import copyreg
-import gc
 from copy import deepcopy
 from functools import partial, wraps
 from typing import TypeVar
@@ -152,6 +151,7 @@ Returns:
             TypeError: An object in the other channel is not a hook, or is not
                 hashable.
         """
+        cdef dict added
         hooks, added = hooks_to_merge(self, channel)
         try:
             # This uses the hashes stored in `added` and calls no `__hash__`.
@@ -199,13 +199,13 @@ def hooks_to_merge(channel, other):
         raise ValueError(
             f"Cannot register hook channel {other.name} to {channel.name}"
         )
-    hooks = tuple(other._context_handlers)
+    cdef tuple hooks = tuple(other._context_handlers)
+    cdef dict added = {}
     members = (
         (<Registrations>channel)._members
         if isinstance(channel, Registrations)
         else getattr(channel, "_context_handlers", ())
     )
-    added = {}
     for hook in hooks:
         _check_hook(hook)
         if hook not in members:
@@ -323,9 +323,11 @@ def begin(self, channel, arg):
     registered = (
         <object>found if found != NULL else find_channel(self, channel)
     )
-    if isinstance(registered, Registrations):
-        if not _has_own_begin(registered):
-            return _open(registered, arg)
+    if (
+        type(registered) is HookContextChannel
+        or type(registered) is LabChannel
+    ) and not _has_own_begin(registered):
+        return _open(registered, arg)
     return registered.begin(arg)
 
 
@@ -483,14 +485,16 @@ cdef class Scope:
 
 
 cdef int _run(Scope scope, str phase, str slot) except -1:
+    cdef bint original
     try:
         # A single loop that decides for each hook whether it is timed costs a
         # scope with one hook that is not timed 1.1 % more instructions.
         if scope._is_timed():
             _run_timed(scope, phase, slot)
         else:
+            original = _class_is_original()
             for hook in scope.hooks:
-                _call(hook, scope.arg, phase, slot)
+                _call(hook, scope.arg, phase, slot, original)
                 scope.position += 1
     except BaseException as error:
         _explain(scope, phase, error)
@@ -501,6 +505,7 @@ cdef int _run(Scope scope, str phase, str slot) except -1:
 cdef int _run_timed(Scope scope, str phase, str slot) except -1:
     cdef Recorder recorder = scope.channel._recorder
     cdef tuple rows = recorder.rows(scope.hooks, phase)
+    cdef bint original = _class_is_original()
     cdef Stats row
     cdef long long began
     for hook in scope.hooks:
@@ -509,7 +514,7 @@ cdef int _run_timed(Scope scope, str phase, str slot) except -1:
             row.open()
         began = recorder.now()
         try:
-            _call(hook, scope.arg, phase, slot)
+            _call(hook, scope.arg, phase, slot, original)
         finally:
             row.add(recorder.now() - began)
             if row.close is not None:
@@ -541,7 +546,7 @@ cdef Py_ssize_t _unpatched_size = len(vars(core.HookContext.from_callable()))
 
 
 cdef inline int _call(
-    object hook, object arg, str phase, str slot
+    object hook, object arg, str phase, str slot, bint class_is_original
 ) except -1:
     # The callback of a FromCallable is called without the method around it,
     # unless that is patched. A patch of the class changes its version, as in
@@ -551,7 +556,7 @@ cdef inline int _call(
     # method is looked up.
     cdef dict attributes
     cdef PyObject* callback
-    if type(hook) is FromCallable and _methods_are_original():
+    if type(hook) is FromCallable and class_is_original:
         attributes = PyObject_GenericGetDict(hook, NULL)
         if len(attributes) == _unpatched_size or phase not in attributes:
             callback = PyDict_GetItemWithError(attributes, slot)
@@ -565,7 +570,7 @@ cdef inline int _call(
     return 0
 
 
-cdef inline bint _methods_are_original() except -1:
+cdef inline bint _class_is_original() except -1:
     global _original_version
     cdef PyTypeObject* cls = <PyTypeObject*>FromCallable
     if cls.tp_version_tag == _original_version != 0:
@@ -590,33 +595,6 @@ def set_recorder(Registrations channel, Recorder recorder):
     _recordings += 1
     channel._recorder = recorder
     channel._recording = 0 if recorder is None else _recordings
-
-
-def running_phases(arg):
-    """Finds the phases that are running on an argument.
-
-    No record of them is kept, which would cost each scope time. Instead, this
-    searches all objects that the garbage collector tracks: 50 ms for 170,000.
-
-    Args:
-        arg (PipelineHookArgs): The argument that hooks are called with.
-
-    Returns:
-        list[tuple]: For each phase its channel, its hooks, and the position
-            of the hook that is running.
-    """
-    cdef Scope scope
-    found = []
-    for each in gc.get_objects():
-        if type(each) is Scope:
-            scope = <Scope>each
-            if (
-                scope.arg is arg
-                and scope.hooks is not None
-                and scope.position < len(scope.hooks)
-            ):
-                found.append((scope.channel, scope.hooks, scope.position))
-    return found
 
 
 cdef object _LEFT_ALONE = object()
