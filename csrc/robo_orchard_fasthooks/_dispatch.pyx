@@ -350,10 +350,10 @@ def find_channel(hooks, name):
 
 
 # A scope is its own `__enter__` and `__exit__`. A `with` statement looks both
-# up, which makes two bound methods, and calls them later, one without
-# arguments and one with three. This descriptor returns the scope itself, and
-# calling a scope does what the number of arguments says. That saves two
-# allocations, XXX of YYY instructions of a scope.
+# up and calls them later, one without arguments and one with three. In place
+# of two bound methods, this descriptor returns the scope, and calling a scope
+# does what the number of arguments says. That saves two allocations, 290 of
+# 2,200 instructions of a scope without hooks.
 cdef class _ScopeItself:
     cdef object function  # What the class shows, for contextlib.ExitStack.
 
@@ -384,10 +384,9 @@ cdef class Scope:
     # The hooks of the current phase, and how many of them have run.
     cdef tuple hooks
     cdef Py_ssize_t position
-    # The number of the channel's recording when the scope was entered, and the
-    # times at which the scope was entered and its body began (-1: not yet).
-    # The number is kept rather than a reference to the recorder, which would
-    # cost a scope that is not timed 20 instructions.
+    # The number of the channel's recording when the scope was entered, which
+    # costs a scope that is not timed 20 instructions less than a reference to
+    # the recorder, and when it was entered and its body began (-1: not yet).
     cdef long long recording
     cdef long long entered
     cdef long long began
@@ -443,7 +442,7 @@ cdef class Scope:
             recorder.leave(self.entered, self.began, ended)
 
     cdef inline bint _is_timed(self) noexcept:
-        # By one recording since the scope was entered.
+        # By one recording, since the scope was entered.
         return self.recording and self.recording == self.channel._recording
 
     cdef inline bint _begin_phase(self) except -1:
@@ -549,11 +548,10 @@ cdef inline int _call(
     object hook, object arg, str phase, str slot, bint class_is_original
 ) except -1:
     # The callback of a FromCallable is called without the method around it,
-    # unless that is patched. A patch of the class changes its version, as in
-    # `_has_own_begin`. A patch of the hook is one attribute more than usual,
-    # so that a comparison of sizes stands for a lookup of the method, XXX of
-    # YYY instructions for each callback; if there are more attributes, the
-    # method is looked up.
+    # unless that is patched. A patch of the hook is one attribute more than
+    # usual. So a comparison of sizes stands for a lookup of the method, which
+    # would cost 95 of 740 instructions of each callback; only a hook that has
+    # more attributes is looked at.
     cdef dict attributes
     cdef PyObject* callback
     if type(hook) is FromCallable and class_is_original:
@@ -570,6 +568,7 @@ cdef inline int _call(
     return 0
 
 
+# Whether the class is not patched, by its version, as in `_has_own_begin`.
 cdef inline bint _class_is_original() except -1:
     global _original_version
     cdef PyTypeObject* cls = <PyTypeObject*>FromCallable

@@ -7,44 +7,32 @@ types that type checkers see.
 
 import ast
 from pathlib import Path
-from typing import Any, NamedTuple
-
-
-class Field(NamedTuple):
-    """One field of PipelineHookArgs."""
-
-    name: str
-    annotation: str
-    """Its type, as RoboOrchardLab annotates it."""
-    default: Any
-
 
 REQUIRED = object()
 
+# Name, type as RoboOrchardLab annotates it, default.
 FIELDS = [
-    Field("accelerator", "Accelerator", REQUIRED),
-    Field("epoch_id", "int", 0),
-    Field("step_id", "int", 0),
-    Field("global_step_id", "int", 0),
-    Field("max_epoch", "Optional[int]", None),
-    Field("max_step", "Optional[int]", None),
-    Field("start_epoch", "int", 0),
-    Field("start_step", "int", 0),
-    Field("dataloader", "Optional[Iterable]", None),
-    Field("optimizer", "Optional[AcceleratedOptimizer]", None),
-    Field("lr_scheduler", "Optional[AcceleratedScheduler]", None),
-    Field("batch", "Optional[Any]", None),
-    Field("model_outputs", "Optional[ModelOutput]", None),
-    Field("reduce_loss", "Optional[torch.Tensor]", None),
-    Field("model", "Optional[torch.nn.Module]", None),
-    Field("exception", "Optional[BaseException]", None),
+    ("accelerator", "Accelerator", REQUIRED),
+    ("epoch_id", "int", 0),
+    ("step_id", "int", 0),
+    ("global_step_id", "int", 0),
+    ("max_epoch", "Optional[int]", None),
+    ("max_step", "Optional[int]", None),
+    ("start_epoch", "int", 0),
+    ("start_step", "int", 0),
+    ("dataloader", "Optional[Iterable]", None),
+    ("optimizer", "Optional[AcceleratedOptimizer]", None),
+    ("lr_scheduler", "Optional[AcceleratedScheduler]", None),
+    ("batch", "Optional[Any]", None),
+    ("model_outputs", "Optional[ModelOutput]", None),
+    ("reduce_loss", "Optional[torch.Tensor]", None),
+    ("model", "Optional[torch.nn.Module]", None),
+    ("exception", "Optional[BaseException]", None),
 ]
 
 SIGNATURE = ", ".join(
-    field.name
-    if field.default is REQUIRED
-    else f"{field.name}={field.default}"
-    for field in FIELDS
+    name if default is REQUIRED else f"{name}={default}"
+    for name, _, default in FIELDS
 )
 
 _ROOT = Path(__file__).parents[2]

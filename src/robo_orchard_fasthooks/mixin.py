@@ -124,6 +124,9 @@ class _HooksConfigLike(Protocol):
     def __call__(self) -> _HooksLike: ...
 
 
+_HooksOrConfig: TypeAlias = _HooksLike | _HooksConfigLike
+
+
 class PipelineHooks(ClassInitFromConfigMixin):
     """The hooks of a training loop, in one channel for each part of the loop.
 
@@ -237,12 +240,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
     @classmethod
     def from_hooks(
         cls,
-        hooks: (
-            _HooksLike
-            | _HooksConfigLike
-            | Iterable[_HooksLike | _HooksConfigLike]
-            | None
-        ),
+        hooks: _HooksOrConfig | Iterable[_HooksOrConfig] | None,
     ) -> Self:
         """Combines several PipelineHooks into a new one, in their order.
 
