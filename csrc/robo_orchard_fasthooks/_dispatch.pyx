@@ -6,7 +6,6 @@ callbacks. Both call `_run`, the loop over the callbacks.
 """
 
 import copyreg
-import gc
 from copy import deepcopy
 from functools import partial, wraps
 from typing import TypeVar
@@ -20,6 +19,8 @@ from cpython.object cimport PyObject
 from robo_orchard_fasthooks._args cimport PipelineHookArgs
 from robo_orchard_fasthooks._record cimport Recorder, Stats
 
+from robo_orchard_fasthooks._describe import add_note, channel_repr, hook_repr
+
 cdef extern from "Python.h":
     dict PyObject_GenericGetDict(object instance, void* context)
     object PyObject_CallMethodOneArg(object self, object name, object arg)
@@ -29,34 +30,10 @@ cdef extern from "Python.h":
     ) except -1
     ctypedef struct PyTypeObject:
         unsigned int tp_version_tag
-
-cdef extern from *:
-    """
-    #define TYPE_NAMESPACE(type) (((PyTypeObject*)(type))->tp_dict)
-    """
-    PyObject* TYPE_NAMESPACE(object type)  # A borrowed reference.
+    PyTypeObject* Py_TYPE(object instance)
 
 T = TypeVar("T")
 CallableType = TypeVar("CallableType")
-
-# The class of nearly all hooks. It keeps two callables; its methods `before`
-# and `after` call them if they are not None.
-cdef type FromCallable = type(core.HookContext.from_callable())
-cdef Py_ssize_t _unpatched_size = len(vars(core.HookContext.from_callable()))
-
-
-def _original_method(phase):
-    # None if the method was patched before this module was imported, or if it
-    # does more, in another release of robo_orchard_core, than `_call` does in
-    # its place.
-    method = vars(FromCallable)[phase]
-    code = getattr(method, "__code__", None)
-    names = getattr(code, "co_names", None)
-    return method if names == (f"_{phase}",) else None
-
-
-cdef object _original_before = _original_method("before")
-cdef object _original_after = _original_method("after")
 
 # How often a recorder was set or removed, in all channels.
 cdef long long _recordings = 0
@@ -72,8 +49,9 @@ cdef class Registrations:
     # was valid when the phase began. None from a change until the next phase.
     cdef tuple _hooks
     cdef long long _changes
-    # Whether `begin` was ever set on this object.
-    cdef bint _patched
+    # The version of the class at which neither it nor this object had a
+    # `begin` of its own; 0 if that is not known.
+    cdef unsigned int _checked_version
     # Whether this is a LabChannel, and whether its scopes then set the
     # `exception` of their argument.
     cdef bint _in_place
@@ -110,7 +88,7 @@ cdef class Registrations:
     def __setattr__(self, name, value):
         PyObject_GenericSetAttr(self, name, <PyObject*>value)
         if name == "begin":
-            self._patched = True
+            self._checked_version = 0
 
     def __len__(self):
         return len(self._members)
@@ -173,8 +151,8 @@ Returns:
             TypeError: An object in the other channel is not a hook, or is not
                 hashable.
         """
-        cdef tuple hooks = _hooks_to_merge(self, channel)
-        cdef dict added = _without_members(hooks, self._members)
+        cdef dict added
+        hooks, added = hooks_to_merge(self, channel)
         try:
             # This uses the hashes stored in `added` and calls no `__hash__`.
             self._members.update(added)
@@ -211,46 +189,28 @@ Returns:
         return copyreg.__newobj__, (type(self),), self.__getstate__()
 
 
-cdef tuple _hooks_to_merge(object channel, object other):
+cpdef tuple hooks_to_merge(object channel, object other):
+    """Returns the hooks of another channel, and those of them that are new.
+
+    It raises the errors that merging raises, and calls every method of the
+    hooks that merging calls, before anything has changed.
+    """
     if other.name != channel.name:
         raise ValueError(
             f"Cannot register hook channel {other.name} to {channel.name}"
         )
-    return tuple(other._context_handlers)
-
-
-cdef dict _without_members(tuple hooks, object members):
-    """Returns the hooks that are not members, as keys.
-
-    It calls every method of the hooks that merging calls, so that one that
-    raises does so before anything has changed.
-    """
+    cdef tuple hooks = tuple(other._context_handlers)
     cdef dict added = {}
+    members = (
+        (<Registrations>channel)._members
+        if isinstance(channel, Registrations)
+        else getattr(channel, "_context_handlers", ())
+    )
     for hook in hooks:
         _check_hook(hook)
         if hook not in members:
             added[hook] = None
-    return added
-
-
-def check_merge(channel, other):
-    """Raises the error that merging two channels would raise, if any.
-
-    Args:
-        channel (HookContextChannel): The channel to register the hooks on, of
-            this package, of robo_orchard_core, or with the same interface.
-        other (HookContextChannel): The channel that has the hooks.
-
-    Raises:
-        ValueError: The channels have different names.
-        TypeError: An object in `other` is not a hook, or is not hashable.
-    """
-    _without_members(
-        _hooks_to_merge(channel, other),
-        (<Registrations>channel)._members
-        if isinstance(channel, Registrations)
-        else getattr(channel, "_context_handlers", ()),
-    )
+    return hooks, added
 
 
 class HookContextChannel(Registrations, core.HookContextChannel[T]):
@@ -264,21 +224,17 @@ class HookContextChannel(Registrations, core.HookContextChannel[T]):
         self.name = name
 
     def __repr__(self):
-        from robo_orchard_fasthooks._describe import channel_repr
-
         return channel_repr(self, type(self))
 
 
 class LabChannel(HookContextChannel[T]):
     """The channel of RoboOrchardLab's own PipelineHooks after `lab.install()`.
 
-    It replaces robo_orchard_core's channel. A pickled LabChannel is loaded as
-    robo_orchard_core's channel, for which this package need not be installed.
+    It is pickled as robo_orchard_core's channel, so that a pickle can be
+    loaded without this package.
     """
 
     def __repr__(self):
-        from robo_orchard_fasthooks._describe import channel_repr
-
         return channel_repr(self, core.HookContextChannel)
 
     def __copy__(self):
@@ -300,16 +256,10 @@ class LabChannel(HookContextChannel[T]):
 
 
 def in_place(state, publishes_exception):
-    """Returns a LabChannel in place of a channel of robo_orchard_core.
+    """Returns a LabChannel with the state of a channel of robo_orchard_core.
 
-    Args:
-        state (dict): The attributes of the channel to replace.
-        publishes_exception (bool): Whether a scope whose body raises sets
-            `arg.exception` and leaves it set, as in RoboOrchardLab 0.5 and
-            later.
-
-    Returns:
-        LabChannel: A channel with the same name and hooks.
+    With `publishes_exception`, a scope whose body raises sets `arg.exception`
+    and leaves it set, as in RoboOrchardLab 0.5 and later.
     """
     cdef Registrations channel = LabChannel.__new__(LabChannel)
     channel._in_place = True
@@ -326,25 +276,22 @@ cdef inline Scope _open(Registrations channel, object arg):
     return scope
 
 
-# The versions that the classes had when no `begin` was patched into them. A
-# change of a class, or of one of its bases, changes its version.
-cdef unsigned int _channel_version = 0
-cdef unsigned int _lab_version = 0
-
-
-cdef inline bint _begin_is_unpatched(cls, unsigned int* version) except -1:
-    return (
-        (<PyTypeObject*>cls).tp_version_tag == version[0] != 0
-        or _look_for_begin(cls, version)
-    )
-
-
-cdef bint _look_for_begin(cls, unsigned int* version) except -1:
-    if cls.begin is not Registrations.begin:
+# Making the scope here, and not by a call of `channel.begin`, saves 20 of 105
+# ns. It is right only if the channel has no other `begin`. CPython gives a
+# class another version whenever the class or one of its bases changes, and 0
+# when it has none left; so a comparison of versions stands for a lookup of
+# `begin`. Looking it up also gives the class a version.
+cdef inline bint _has_own_begin(Registrations channel) except -1:
+    cdef PyTypeObject* cls = Py_TYPE(channel)
+    if cls.tp_version_tag == channel._checked_version != 0:
         return False
-    # The lookup made CPython assign a version, which is 0 if it has none left.
-    version[0] = (<PyTypeObject*>cls).tp_version_tag
-    return True
+    if (
+        type(channel).begin is not Registrations.begin
+        or "begin" in PyObject_GenericGetDict(channel, NULL)
+    ):
+        return True
+    channel._checked_version = cls.tp_version_tag
+    return False
 
 
 def begin(self, channel, arg):
@@ -376,37 +323,16 @@ def begin(self, channel, arg):
     registered = (
         <object>found if found != NULL else find_channel(self, channel)
     )
-    # Making the scope here saves 20 of 105 ns. It is right only if the channel
-    # has no other `begin`: none of a subclass, and none that was patched into
-    # the channel or into the class.
     if (
-        (
-            type(registered) is HookContextChannel
-            and _begin_is_unpatched(HookContextChannel, &_channel_version)
-            or type(registered) is LabChannel
-            and _begin_is_unpatched(LabChannel, &_lab_version)
-        )
-        and not (<Registrations>registered)._patched
-    ):
-        return _open(registered, arg)
+        type(registered) is HookContextChannel
+        or type(registered) is LabChannel
+    ) and not _has_own_begin(<Registrations>registered):
+        return _open(<Registrations>registered, arg)
     return registered.begin(arg)
 
 
 def find_channel(hooks, name):
-    """Returns a channel of PipelineHooks by its name.
-
-    Args:
-        hooks (PipelineHooks): The hooks.
-        name (str): The name of the channel.
-
-    Returns:
-        HookContextChannel: The channel.
-
-    Raises:
-        AttributeError: The `__init__` of `hooks` did not call that of
-            PipelineHooks.
-        KeyError: The channel does not exist. The message lists the channels.
-    """
+    """Returns a channel of PipelineHooks, or raises an error that explains."""
     try:
         channels = hooks.hooks
     except AttributeError as error:
@@ -423,29 +349,19 @@ def find_channel(hooks, name):
         ) from None
 
 
+# A scope is its own `__enter__` and `__exit__`. A `with` statement looks both
+# up and calls them later, one without arguments and one with three. In place
+# of two bound methods, this descriptor returns the scope, and calling a scope
+# does what the number of arguments says. That saves two allocations, 290 of
+# 2,200 instructions of a scope without hooks.
 cdef class _ScopeItself:
-    """Descriptor for `__enter__` and `__exit__` that returns the scope itself.
-
-    A `with` statement looks up both methods and calls them later. Returning
-    the scope, which is callable, in place of a bound method saves two
-    allocations, 20 ns, for each scope.
-    """
-
-    cdef object function
+    cdef object function  # What the class shows, for contextlib.ExitStack.
 
     def __init__(self, function):
         self.function = function
 
     def __get__(self, scope, owner):
         return self.function if scope is None else scope
-
-
-def _scope_enter(scope):
-    return scope()
-
-
-def _scope_exit(scope, exc_type, exc_value, traceback):
-    return scope(exc_type, exc_value, traceback)
 
 
 cdef enum:
@@ -468,25 +384,21 @@ cdef class Scope:
     # The hooks of the current phase, and how many of them have run.
     cdef tuple hooks
     cdef Py_ssize_t position
-    # The number of the channel's recording when the scope was entered, and the
-    # times at which the scope was entered and its body began (-1: not yet).
-    # The number is kept rather than a reference to the recorder, which would
-    # cost a scope that is not timed 20 instructions.
+    # The number of the channel's recording when the scope was entered, which
+    # costs a scope that is not timed 20 instructions less than a reference to
+    # the recorder, and when it was entered and its body began (-1: not yet).
     cdef long long recording
     cdef long long entered
     cdef long long began
 
-    __enter__ = _ScopeItself(_scope_enter)
-    __exit__ = _ScopeItself(_scope_exit)
+    __enter__ = _ScopeItself(lambda scope: scope())
+    __exit__ = _ScopeItself(lambda scope, *error: scope(*error))
 
     def __call__(self, *args):
         if len(args) == 0:
             return self._enter()
         if len(args) == 3:
-            error = args[1]
-            if error is None and args[0] is not None:
-                error = args[0]()  # As contextlib does.
-            return self._exit(error)
+            return self._exit(args[0], args[1])
         return self._decorate(*args)
 
     cdef object _enter(self):
@@ -499,34 +411,42 @@ cdef class Scope:
             self.began = -1
         if self._begin_phase():
             try:
-                _run(self, "before", "_before", _original_before)
+                _run(self, "before", "_before")
             except BaseException as error:
-                _explain(self, "before", error)
                 self.state = ENTERED
-                self._exit(error)
+                self._exit(type(error), error)
                 raise
         self.state = ENTERED
         if self._is_timed():
             self.began = self.channel._recorder.now()
         return self.arg
 
-    cdef object _exit(self, object error):
+    cdef object _exit(self, object error_type, object error):
+        cdef Recorder recorder
+        cdef long long ended
+        if error is None and error_type is not None:
+            error = error_type()  # As contextlib does.
         if self.state == LEFT:
             return
         if self.state != ENTERED:
             raise RuntimeError("a scope has to be entered before it is left")
         self.state = LEFT
-        if self._is_timed():
-            self._leave_timed(error)
-        else:
+        if not self._is_timed():
             self._leave(error)
+            return
+        recorder = self.channel._recorder
+        ended = recorder.now()
+        try:
+            self._leave(error)
+        finally:
+            recorder.leave(self.entered, self.began, ended)
 
     cdef inline bint _is_timed(self) noexcept:
-        """Whether a recording has been on since the scope was entered."""
+        # By one recording, since the scope was entered.
         return self.recording and self.recording == self.channel._recording
 
     cdef inline bint _begin_phase(self) except -1:
-        """Keeps the hooks of this moment; returns whether there are any."""
+        # Takes the hooks of this moment; returns whether there are any.
         if self.channel._hooks is None:
             self.channel._take_snapshot()
         if not self.channel._hooks:
@@ -535,41 +455,21 @@ cdef class Scope:
         self.position = 0
         return True
 
-    cdef int _leave_timed(self, object error) except -1:
-        cdef Recorder recorder = self.channel._recorder
-        cdef long long ended = recorder.now()
-        try:
-            self._leave(error)
-        finally:
-            recorder.leave(self.entered, self.began, ended)
-        return 0
-
     cdef inline int _leave(self, object error) except -1:
         if self.channel._in_place:
             if error is not None and self.channel._publishes_exception:
                 _set_exception(self.arg, error)
             if self._begin_phase():
-                self._run_afters()
+                _run(self, "after", "_after")
         elif self._begin_phase():
             previous = _set_exception(self.arg, error)
             try:
-                self._run_afters()
+                _run(self, "after", "_after")
             finally:
                 # If the argument kept the exception, then traceback, frame and
                 # batch would form a reference cycle with it, and a retry after
                 # an out-of-memory error would lack that memory.
                 _set_exception(self.arg, previous)
-        return 0
-
-    cdef int _run_afters(self) except -1:
-        try:
-            _run(self, "after", "_after", _original_after)
-        except BaseException as failure:
-            _explain(self, "after", failure)
-            # A traceback may keep this scope, which `running_phases` would
-            # take for one that runs.
-            self.hooks = None
-            raise
         return 0
 
     def _decorate(self, function):
@@ -583,28 +483,32 @@ cdef class Scope:
         return inner
 
 
-cdef int _run(Scope scope, str phase, str slot, object original) except -1:
-    """Calls the callbacks of one phase in order, timed during a recording.
+cdef int _run(Scope scope, str phase, str slot) except -1:
+    try:
+        # A single loop that decides for each hook whether it is timed costs a
+        # scope with one hook that is not timed 1.1 % more instructions.
+        if scope._is_timed():
+            _call_timed(scope, phase, slot)
+        else:
+            _call_each(scope, phase, slot)
+    except BaseException as error:
+        _explain(scope, phase, error)
+        raise
+    return 0
 
-    Timing has a loop of its own. A single loop that decides for each hook, and
-    keeps the recorder and its rows in local variables, costs a scope with one
-    hook that is not timed 1.1 % more instructions.
-    """
-    cdef int class_is_unpatched = -1  # Not looked up yet.
-    if scope._is_timed():
-        return _run_timed(scope, phase, slot, original)
+
+cdef int _call_each(Scope scope, str phase, str slot) except -1:
+    cdef bint original = _class_is_original()
     for hook in scope.hooks:
-        _call(hook, scope.arg, phase, slot, original, &class_is_unpatched)
+        _call(hook, scope.arg, phase, slot, original)
         scope.position += 1
     return 0
 
 
-cdef int _run_timed(
-    Scope scope, str phase, str slot, object original
-) except -1:
-    cdef int class_is_unpatched = -1
+cdef int _call_timed(Scope scope, str phase, str slot) except -1:
     cdef Recorder recorder = scope.channel._recorder
     cdef tuple rows = recorder.rows(scope.hooks, phase)
+    cdef bint original = _class_is_original()
     cdef Stats row
     cdef long long began
     for hook in scope.hooks:
@@ -613,7 +517,7 @@ cdef int _run_timed(
             row.open()
         began = recorder.now()
         try:
-            _call(hook, scope.arg, phase, slot, original, &class_is_unpatched)
+            _call(hook, scope.arg, phase, slot, original)
         finally:
             row.add(recorder.now() - began)
             if row.close is not None:
@@ -622,30 +526,42 @@ cdef int _run_timed(
     return 0
 
 
+# The class of nearly all hooks. Its methods `before` and `after` call what it
+# keeps as `_before` and `_after`, if that is not None.
+cdef type FromCallable = type(core.HookContext.from_callable())
+
+
+def _original_method(phase):
+    # None if the method was patched before this module was imported, or if it
+    # does more, in another release of robo_orchard_core, than `_call` does in
+    # its place.
+    method = vars(FromCallable)[phase]
+    code = getattr(method, "__code__", None)
+    names = getattr(code, "co_names", None)
+    return method if names == (f"_{phase}",) else None
+
+
+cdef object _original_before = _original_method("before")
+cdef object _original_after = _original_method("after")
+# The version of FromCallable at which it had these methods; 0 if not known.
+cdef unsigned int _original_version = 0
+cdef Py_ssize_t _unpatched_size = len(vars(core.HookContext.from_callable()))
+
+
 cdef inline int _call(
-    object hook,
-    object arg,
-    str phase,
-    str slot,
-    object original,
-    int* class_is_unpatched,
+    object hook, object arg, str phase, str slot, bint class_is_original
 ) except -1:
-    # The callbacks of a hook made by from_callable are called directly, unless
-    # the method that calls them is patched. A patch of the class is looked up
-    # once for each phase. A patch of the hook is one attribute more than usual
-    # (if none was deleted): counting saves a lookup by name, 6 of 30 ns.
-    cdef dict namespace
+    # The callback of a FromCallable is called without the method around it,
+    # unless that is patched. A patch of the hook is one attribute more than
+    # usual. So a comparison of sizes stands for a lookup of the method, which
+    # would cost 95 of 740 instructions of each callback; only a hook that has
+    # more attributes is looked at.
+    cdef dict attributes
     cdef PyObject* callback
-    if type(hook) is FromCallable:
-        if class_is_unpatched[0] < 0:
-            class_is_unpatched[0] = PyDict_GetItemWithError(
-                <object>TYPE_NAMESPACE(FromCallable), phase
-            ) == <PyObject*>original
-        namespace = PyObject_GenericGetDict(hook, NULL)
-        if class_is_unpatched[0] and (
-            len(namespace) == _unpatched_size or phase not in namespace
-        ):
-            callback = PyDict_GetItemWithError(namespace, slot)
+    if type(hook) is FromCallable and class_is_original:
+        attributes = PyObject_GenericGetDict(hook, NULL)
+        if len(attributes) == _unpatched_size or phase not in attributes:
+            callback = PyDict_GetItemWithError(attributes, slot)
             if callback != NULL:
                 if callback != <PyObject*>None:
                     # The call may replace it, so a reference is held.
@@ -656,17 +572,28 @@ cdef inline int _call(
     return 0
 
 
+# Whether the class is not patched, by its version, as in `_has_own_begin`.
+cdef inline bint _class_is_original() except -1:
+    global _original_version
+    cdef PyTypeObject* cls = <PyTypeObject*>FromCallable
+    if cls.tp_version_tag == _original_version != 0:
+        return True
+    if (
+        FromCallable.before is not _original_before
+        or FromCallable.after is not _original_after
+    ):
+        return False
+    _original_version = cls.tp_version_tag
+    return True
+
+
 def recorder_of(Registrations channel not None):
-    """Returns the recorder that times a channel, or None."""
     return channel._recorder
 
 
 def set_recorder(Registrations channel not None, Recorder recorder):
-    """Sets the recorder that times a channel; None stops timing.
-
-    A scope is timed if it is entered and left during one recording, the time
-    from setting a recorder to setting another one or None.
-    """
+    # A scope is timed if it is entered and left during one recording, the time
+    # from setting a recorder to setting another one or None.
     global _recordings
     _recordings += 1
     # Releasing the old recorder may let other threads run scopes.
@@ -674,33 +601,6 @@ def set_recorder(Registrations channel not None, Recorder recorder):
     channel._recorder = recorder
     if recorder is not None:
         channel._recording = _recordings
-
-
-def running_phases(arg):
-    """Finds the phases that are running on an argument.
-
-    No record of them is kept, which would cost each scope time. Instead, this
-    searches all objects that the garbage collector tracks: 50 ms for 170,000.
-
-    Args:
-        arg (PipelineHookArgs): The argument that hooks are called with.
-
-    Returns:
-        list[tuple]: For each phase its channel, its hooks, and the position
-            of the hook that is running.
-    """
-    cdef Scope scope
-    found = []
-    for each in gc.get_objects():
-        if type(each) is Scope:
-            scope = <Scope>each
-            if (
-                scope.arg is arg
-                and scope.hooks is not None
-                and scope.position < len(scope.hooks)
-            ):
-                found.append((scope.channel, scope.hooks, scope.position))
-    return found
 
 
 cdef object _LEFT_ALONE = object()
@@ -733,8 +633,6 @@ cdef object _set_foreign_exception(object arg, object error):
 @cython.boundscheck(True)
 cdef int _explain(Scope scope, str phase, object error) except -1:
     try:
-        from robo_orchard_fasthooks._describe import add_note
-
         hook = scope.hooks[scope.position]
         add_note(error, scope.channel.name, scope.position, hook, phase)
     except Exception:  # An error in here must not replace the hook's.
@@ -743,11 +641,8 @@ cdef int _explain(Scope scope, str phase, object error) except -1:
 
 
 cdef int _check_hook(object hook) except -1:
-    """Raises TypeError if an object has no callable `before` and `after`."""
     for phase in ("before", "after"):
         if not callable(getattr(hook, phase, None)):
-            from robo_orchard_fasthooks._describe import hook_repr
-
             raise TypeError(
                 f"cannot register {hook_repr(hook)}: it has no callable "
                 f"`{phase}`. A hook has the methods `before` and `after`; "

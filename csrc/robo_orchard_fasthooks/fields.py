@@ -1,117 +1,44 @@
 """The fields of PipelineHookArgs, from which setup.py generates its source.
 
 The order is that of RoboOrchardLab 0.2; fields that later releases added
-follow. A field that is added here has to be added by hand only to the types in
-`_args.pyi`, which stubtest compares, and to the expectations in
-`tests/hooks/test_args.py`.
+follow. The docstrings are those of the stub, `_args.pyi`, which also has the
+types that type checkers see.
 """
 
-from typing import Any, NamedTuple
-
-
-class Field(NamedTuple):
-    """One field of PipelineHookArgs."""
-
-    name: str
-    annotation: str
-    """Its type, as RoboOrchardLab annotates it."""
-    default: Any
-    type: str
-    """Its type, as docstrings write it."""
-    doc: str
-
+import ast
+from pathlib import Path
 
 REQUIRED = object()
 
+# Name, type as RoboOrchardLab annotates it, default.
 FIELDS = [
-    Field(
-        "accelerator",
-        *("Accelerator", REQUIRED, "Accelerator"),
-        "The accelerator of the run.",
-    ),
-    Field(
-        "epoch_id",
-        *("int", 0, "int"),
-        "Epochs completed, from 0.",
-    ),
-    Field(
-        "step_id",
-        *("int", 0, "int"),
-        "Steps completed in this epoch, from 0.",
-    ),
-    Field(
-        "global_step_id",
-        *("int", 0, "int"),
-        "Steps completed in all, from 0.",
-    ),
-    Field(
-        "max_epoch",
-        *("Optional[int]", None, "int | None"),
-        "Epochs to train for, if limited.",
-    ),
-    Field(
-        "max_step",
-        *("Optional[int]", None, "int | None"),
-        "Steps to train for, if limited.",
-    ),
-    Field(
-        "start_epoch",
-        *("int", 0, "int"),
-        "Epoch that the run started or resumed at.",
-    ),
-    Field(
-        "start_step",
-        *("int", 0, "int"),
-        "Step that the run started or resumed at.",
-    ),
-    Field(
-        "dataloader",
-        *("Optional[Iterable]", None, "Iterable | None"),
-        "The source of the batches.",
-    ),
-    Field(
-        "optimizer",
-        *("Optional[AcceleratedOptimizer]", None),
-        "torch.optim.Optimizer | None",
-        "The prepared optimizer.",
-    ),
-    Field(
-        "lr_scheduler",
-        *("Optional[AcceleratedScheduler]", None),
-        "AcceleratedScheduler | None",
-        "The prepared scheduler.",
-    ),
-    Field(
-        "batch",
-        *("Optional[Any]", None, "Any"),
-        "The current batch.",
-    ),
-    Field(
-        "model_outputs",
-        *("Optional[ModelOutput]", None, "Any"),
-        "What the model returned for the batch.",
-    ),
-    Field(
-        "reduce_loss",
-        *("Optional[torch.Tensor]", None, "torch.Tensor | None"),
-        "The loss, averaged over processes: a scalar.",
-    ),
-    Field(
-        "model",
-        *("Optional[torch.nn.Module]", None, "torch.nn.Module | None"),
-        "The prepared model.",
-    ),
-    Field(
-        "exception",
-        *("Optional[BaseException]", None, "BaseException | None"),
-        "While the `after` hooks of a scope run: the exception that the scope "
-        "raised, or None.",
-    ),
+    ("accelerator", "Accelerator", REQUIRED),
+    ("epoch_id", "int", 0),
+    ("step_id", "int", 0),
+    ("global_step_id", "int", 0),
+    ("max_epoch", "Optional[int]", None),
+    ("max_step", "Optional[int]", None),
+    ("start_epoch", "int", 0),
+    ("start_step", "int", 0),
+    ("dataloader", "Optional[Iterable]", None),
+    ("optimizer", "Optional[AcceleratedOptimizer]", None),
+    ("lr_scheduler", "Optional[AcceleratedScheduler]", None),
+    ("batch", "Optional[Any]", None),
+    ("model_outputs", "Optional[ModelOutput]", None),
+    ("reduce_loss", "Optional[torch.Tensor]", None),
+    ("model", "Optional[torch.nn.Module]", None),
+    ("exception", "Optional[BaseException]", None),
 ]
 
 SIGNATURE = ", ".join(
-    field.name
-    if field.default is REQUIRED
-    else f"{field.name}={field.default}"
-    for field in FIELDS
+    name if default is REQUIRED else f"{name}={default}"
+    for name, _, default in FIELDS
 )
+
+_ROOT = Path(__file__).parents[2]
+_STUB = (_ROOT / "src/robo_orchard_fasthooks/_args.pyi").read_text()
+DOCSTRINGS = {
+    node.name: ast.get_docstring(node)
+    for node in ast.walk(ast.parse(_STUB))
+    if isinstance(node, ast.ClassDef | ast.FunctionDef)
+}

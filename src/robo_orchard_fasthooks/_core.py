@@ -1,5 +1,7 @@
 """The names of robo_orchard_core that this package uses; see _core.pyi."""
 
+# ruff: noqa: F401
+
 from robo_orchard_core.utils.config import (
     ClassConfig,
     ClassInitFromConfigMixin,
@@ -10,12 +12,3 @@ from robo_orchard_core.utils.hook import (
     HookContextChannel,
     RemoveableHandle,
 )
-
-__all__ = [
-    "ClassConfig",
-    "ClassInitFromConfigMixin",
-    "ClassType",
-    "HookContext",
-    "HookContextChannel",
-    "RemoveableHandle",
-]

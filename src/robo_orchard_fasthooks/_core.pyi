@@ -6,27 +6,10 @@ Without them hooks, configs and handles are `Any` to a type checker.
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
-from typing import (
-    Any,
-    Generic,
-    Literal,
-    ParamSpec,
-    TypeAlias,
-    TypeVar,
-)
+from typing import Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 from typing_extensions import Self
-
-__all__ = [
-    "ClassConfig",
-    "ClassInitFromConfigMixin",
-    "ClassType",
-    "HookContext",
-    "HookContextChannel",
-    "RemoveableHandle",
-]
 
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
@@ -36,13 +19,9 @@ _R = TypeVar("_R")
 _Format: TypeAlias = Literal["json", "toml", "yaml"]
 
 class RemoveableHandle(Generic[_CallableType]):
-    """Returned on registration; calling it unregisters again."""
-
     hook: _CallableType | None
     def __init__(self, hook: _CallableType) -> None: ...
-    def remove(self) -> None:
-        """Removes the handle."""
-
+    def remove(self) -> None: ...
     # With the callable's own parameters; robo_orchard_core declares any.
     def __call__(
         self: RemoveableHandle[Callable[_P, _R]],
@@ -51,10 +30,7 @@ class RemoveableHandle(Generic[_CallableType]):
     ) -> _R: ...
     def __enter__(self) -> Self: ...
     def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
+        self, exc_type: object, exc_val: object, exc_tb: object
     ) -> None: ...
 
 class HookContext(Generic[_T], metaclass=ABCMeta):
@@ -87,8 +63,6 @@ class HookContext(Generic[_T], metaclass=ABCMeta):
         """Creates a hook from functions."""
 
 class HookContextChannel(Generic[_T]):
-    """The hooks of one channel, in the order of registration."""
-
     name: str
     def __init__(self, name: str) -> None: ...
     def __len__(self) -> int: ...
@@ -106,16 +80,12 @@ class HookContextChannel(Generic[_T]):
     def begin(self, arg: _T) -> AbstractContextManager[_T]: ...
 
 class ClassInitFromConfigMixin:
-    """Base of classes that are constructed from their config."""
-
     InitFromConfig: bool
 
 ClassType: TypeAlias = type[_T]
 """The type of a config field that holds a class."""
 
 class ClassConfig(BaseModel, Generic[_T_co]):
-    """The config of a class; calling it creates an instance of the class."""
-
     class_type: ClassType[_T_co]
     def __post_init__(self) -> None: ...
     def model_post_init(self, *args: Any, **kwargs: Any) -> None: ...

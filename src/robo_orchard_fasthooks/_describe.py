@@ -13,17 +13,6 @@ from typing import Any, Literal
 # which robo_orchard_core's configs import.
 from robo_orchard_core.utils.hook import HookContext
 
-__all__ = [
-    "Phase",
-    "add_note",
-    "callback_of",
-    "channel_repr",
-    "describe",
-    "hook_repr",
-    "label",
-    "where",
-]
-
 Phase = Literal["before", "after"]
 _PHASES: tuple[Phase, ...] = ("before", "after")
 
@@ -32,16 +21,6 @@ _METHODS = {phase: vars(_FromCallable)[phase] for phase in _PHASES}
 
 
 def describe(channels: Mapping[Any, Any]) -> str:
-    """Lists the hooks of channels in the order in which they run.
-
-    Args:
-        channels (Mapping[str, HookContextChannel]): The channels by name.
-
-    Returns:
-        str: For each channel that has hooks, its name, then its hooks with
-            their positions and callbacks, with file and line of each callback;
-            "no hooks" if no channel has any.
-    """
     lines = []
     for name, channel in channels.items():
         for position, hook in enumerate(channel._context_handlers):
@@ -58,19 +37,9 @@ def describe(channels: Mapping[Any, Any]) -> str:
 def add_note(
     error: BaseException, channel: str, position: int, hook: Any, phase: Phase
 ) -> None:
-    """Adds a note to an exception that names the hook which raised it.
+    """Adds a note to an exception that names the hook which raised it, once.
 
-    The same note is added only once.
-
-    Args:
-        error (BaseException): The exception that the hook raised.
-        channel (str): The channel that the hook is registered on.
-        position (int): The position of the hook in the channel, from 0.
-        hook (HookContext): The hook.
-        phase (str): "before" or "after".
-
-    Raises:
-        AttributeError: This is Python 3.10, which has no notes.
+    Raises AttributeError on Python 3.10, which has no notes.
     """
     note = (
         f"raised by hook {position} of channel {channel!r}, in {phase}: "
@@ -81,21 +50,13 @@ def add_note(
 
 
 def channel_repr(channel: Any, cls: type) -> str:
-    """Returns the `repr` of a channel in robo_orchard_core's layout.
-
-    Args:
-        channel (HookContextChannel): The channel.
-        cls (type): The class to show.
-
-    Returns:
-        str: The class, and the name and the hooks of the channel.
-    """
+    """Returns the `repr` of a channel in robo_orchard_core's layout."""
     hooks = ",\n".join(
         f"{position}: {hook_repr(hook)}"
         for position, hook in enumerate(channel._context_handlers)
     )
     listed = f"[\n{indent(hooks, '  ')}\n]" if hooks else "[]"
-    return _boxed(cls, f"name={channel.name}, \nhooks={listed}")
+    return boxed(cls, f"name={channel.name}, \nhooks={listed}")
 
 
 def hook_repr(hook: Any) -> str:
@@ -112,10 +73,10 @@ def hook_repr(hook: Any) -> str:
             function = callback_of(hook, phase)
             shown = None if function is None else f"<{where(function)}>"
             lines.append(f"{phase}={shown}")
-        return _boxed(type(hook), ", \n".join(lines))
+        return boxed(type(hook), ", \n".join(lines))
 
 
-def _boxed(cls: type, content: str) -> str:
+def boxed(cls: type, content: str) -> str:
     return f"<{cls.__module__}.{cls.__name__}(\n{indent(content, '  ')})>"
 
 

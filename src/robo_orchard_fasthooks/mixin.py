@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from textwrap import indent
 from typing import (
     TYPE_CHECKING,
@@ -20,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
+from typing_extensions import Self
 
 from robo_orchard_fasthooks import _args, _dispatch
 from robo_orchard_fasthooks._args import PipelineHookArgs
@@ -29,18 +31,13 @@ from robo_orchard_fasthooks._core import (
     ClassType,
     HookContext,
 )
-from robo_orchard_fasthooks._describe import describe
+from robo_orchard_fasthooks._describe import boxed, describe
 from robo_orchard_fasthooks._dispatch import (
     HookContextChannel,
     RemoveableHandle,
-    check_merge,
     find_channel,
+    hooks_to_merge,
 )
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
 
 __all__ = [
     "ClassType",
@@ -105,37 +102,29 @@ PipelineHookChanelType: TypeAlias = Literal[
 spelling of the name is RoboOrchardLab's."""
 
 
-if TYPE_CHECKING:
-    _F = TypeVar("_F", bound=Callable[..., Any])
+_F = TypeVar("_F", bound=Callable[..., Any])
 
-    class _Scope(Protocol):
-        """What a function with @contextmanager returns, as a protocol."""
 
-        def __enter__(self) -> PipelineHookArgs: ...
-        def __exit__(
-            self,
-            exc_type: type[BaseException] | None,
-            exc_value: BaseException | None,
-            traceback: TracebackType | None,
-            /,
-        ) -> bool | None: ...
-        def __call__(self, function: _F, /) -> _F: ...
+class _Scope(AbstractContextManager[PipelineHookArgs], Protocol):
+    # What a function with @contextmanager returns, as a protocol.
+    def __call__(self, function: _F, /) -> _F: ...
 
-    # RoboOrchardLab's hooks and configs, which are accepted too, are not
-    # subclasses of this package's.
-    class _HooksLike(Protocol):
-        """PipelineHooks of this package or of RoboOrchardLab."""
 
-        @property
-        def hooks(self) -> Mapping[Any, Any]: ...
-        def register_pipeline_hooks(self, hooks: Any) -> Any: ...
+# RoboOrchardLab's hooks and configs, which are accepted too, are not
+# subclasses of this package's.
+class _HooksLike(Protocol):
+    @property
+    def hooks(self) -> Mapping[Any, Any]: ...
+    def register_pipeline_hooks(self, hooks: Any) -> Any: ...
 
-    class _HooksConfigLike(Protocol):
-        """PipelineHooksConfig of this package or of RoboOrchardLab."""
 
-        @property
-        def class_type(self) -> type[_HooksLike]: ...
-        def __call__(self) -> _HooksLike: ...
+class _HooksConfigLike(Protocol):
+    @property
+    def class_type(self) -> type[_HooksLike]: ...
+    def __call__(self) -> _HooksLike: ...
+
+
+_HooksOrConfig: TypeAlias = _HooksLike | _HooksConfigLike
 
 
 class PipelineHooks(ClassInitFromConfigMixin):
@@ -227,7 +216,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
             pairs.append((channel, other))
         # Everything is checked before anything is registered.
         for channel, other in pairs:
-            check_merge(channel, other)
+            hooks_to_merge(channel, other)
         handles = [
             channel.register_hook_channel(other) for channel, other in pairs
         ]
@@ -251,12 +240,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
     @classmethod
     def from_hooks(
         cls,
-        hooks: (
-            _HooksLike
-            | _HooksConfigLike
-            | Iterable[_HooksLike | _HooksConfigLike]
-            | None
-        ),
+        hooks: _HooksOrConfig | Iterable[_HooksOrConfig] | None,
     ) -> Self:
         """Combines several PipelineHooks into a new one, in their order.
 
@@ -275,19 +259,20 @@ class PipelineHooks(ClassInitFromConfigMixin):
             TypeError: An object is neither a PipelineHooks nor a
                 PipelineHooksConfig.
         """
+        given: Iterable[Any]
         if hooks is None:
-            return cls()
-        given: Iterable[Any] = (
-            [hooks]
-            if isinstance(hooks, ClassConfig)
+            given = ()
+        elif (
+            isinstance(hooks, ClassConfig)
             or _is_pipeline_hooks(hooks)
             or not isinstance(hooks, Iterable)
-            else hooks
-        )
-        made = [_make_hooks(each) for each in given]
+        ):
+            given = (hooks,)
+        else:
+            given = hooks
         result = cls()
-        for each in made:
-            result += each
+        for each in given:
+            result += _make_hooks(each)
         return result
 
     def describe(self) -> str:
@@ -307,8 +292,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
             if len(channel)
         )
         content = f"hooks={{{shown}\n}}" if shown else "hooks={}"
-        cls = type(self)
-        return f"<{cls.__module__}.{cls.__name__}(\n{indent(content, '  ')})>"
+        return boxed(type(self), content)
 
 
 PipelineHooksType_co = TypeVar(
