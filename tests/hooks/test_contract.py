@@ -1,4 +1,4 @@
-"""Names, signatures and defaults, against upstream's API documents."""
+"""Names, signatures and defaults, against upstream's."""
 
 import dataclasses
 import inspect
@@ -12,28 +12,7 @@ import robo_orchard_fasthooks
 import upstream
 from robo_orchard_fasthooks import grad_clip, mixin, optimizer
 
-REQUIRED = object()
-
-# From the API documents of release 0.2: parameters and their defaults.
-MIXIN = {
-    "PipelineHookArgs": {
-        "copy_with_updates": {"kwargs": REQUIRED},
-    },
-    "PipelineHooks": {
-        "__init__": {"cfg": None},
-        "begin": {"channel": REQUIRED, "arg": REQUIRED},
-        "register_hook": {"channel": REQUIRED, "hook": REQUIRED},
-        "register_pipeline_hooks": {"hooks": REQUIRED},
-        "unregister_all": {},
-        "from_hooks": {"hooks": REQUIRED},
-    },
-}
-GRAD_CLIP = {
-    "GradientClippingHook": {
-        **MIXIN["PipelineHooks"],
-        "__init__": {"cfg": REQUIRED},
-    }
-}
+MODULES = {"mixin": mixin, "grad_clip": grad_clip, "optimizer": optimizer}
 CHANNELS = (
     "on_loop",
     "on_epoch",
@@ -45,32 +24,53 @@ CHANNELS = (
 
 
 def parameters(function):
-    return {
-        name: REQUIRED
-        if parameter.default is parameter.empty
-        else parameter.default
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name != "self"
-    }
+    return [
+        (parameter.name, parameter.default)
+        for parameter in inspect.signature(function).parameters.values()
+    ]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_names_of_the_modules(name):
+    theirs, ours = getattr(upstream, name), MODULES[name]
+    assert set(theirs.__all__) <= set(ours.__all__)
+    for exported in theirs.__all__:
+        member = getattr(ours, exported)
+        assert getattr(robo_orchard_fasthooks, exported) is member
+        if inspect.isclass(member):
+            assert inspect.getdoc(member)
 
 
 @pytest.mark.parametrize(
-    ("module", "table"), [(mixin, MIXIN), (grad_clip, GRAD_CLIP)]
+    ("module", "name"),
+    [
+        (upstream.mixin, "PipelineHooks"),
+        (upstream.mixin, "PipelineHooksConfig"),
+        (upstream.grad_clip, "GradientClippingHook"),
+        (core, "HookContextChannel"),
+        (core, "RemoveableHandle"),
+    ],
 )
-def test_every_documented_signature(module, table):
-    for class_name, methods in table.items():
-        cls = getattr(module, class_name)
-        for name, expected in methods.items():
-            assert parameters(getattr(cls, name)) == expected, name
+def test_members_of_the_classes(module, name):
+    theirs = getattr(module, name)
+    ours = getattr(robo_orchard_fasthooks, name)
+    assert {n for n in dir(theirs) if not n.startswith("_")} <= set(dir(ours))
+    for member, value in vars(theirs).items():
+        if inspect.isfunction(value) and member != "__init__":
+            mine = getattr(ours, member)
+            assert inspect.getdoc(mine) or member.startswith("_"), member
+            if not isinstance(mine, type(object.__init__)):  # A C slot.
+                assert parameters(mine) == parameters(value), member
 
 
 def test_channel_names():
     assert typing.get_args(mixin.PipelineHookChanelType) == CHANNELS
-    assert tuple(mixin.PipelineHooks().hooks) == CHANNELS
-    for name, channel in mixin.PipelineHooks().hooks.items():
-        assert channel.name == name
+    hooks = mixin.PipelineHooks(cfg=None).hooks
+    assert tuple(hooks) == CHANNELS
+    assert tuple(channel.name for channel in hooks.values()) == CHANNELS
 
 
+@pytest.mark.contract("K10")
 def test_bases():
     config = robo_orchard_core.utils.config
     assert issubclass(mixin.PipelineHooks, config.ClassInitFromConfigMixin)
@@ -80,25 +80,17 @@ def test_bases():
     assert issubclass(
         grad_clip.GradientClippingHookConfig, mixin.PipelineHooksConfig
     )
+    assert mixin.HookContext is core.HookContext
+    assert mixin.ClassType is config.ClassType
 
 
 def test_config_fields():
-    fields = grad_clip.GradientClippingHookConfig.model_fields
-    defaults = {
-        name: REQUIRED if field.is_required() else field.default
-        for name, field in fields.items()
-    }
-    assert defaults == {
-        "class_type": grad_clip.GradientClippingHook,
-        "clip_mode": REQUIRED,
-        "clip_value": None,
-        "max_norm": None,
-        "norm_type": 2.0,
-        # Ours, behind upstream's.
-        "error_if_nonfinite": False,
-        "foreach": None,
-        "cuda_graph": None,
-    }
+    theirs = upstream.grad_clip.GradientClippingHookConfig.model_fields
+    ours = grad_clip.GradientClippingHookConfig.model_fields
+    assert list(ours)[: len(theirs)] == list(theirs)
+    for name in theirs.keys() - {"class_type"}:
+        assert ours[name].default == theirs[name].default
+    assert ours["class_type"].default is grad_clip.GradientClippingHook
 
 
 def test_hook_attributes():
@@ -109,83 +101,18 @@ def test_hook_attributes():
     assert (hook.max_norm, hook.norm_type) == (2.0, float("inf"))
 
 
-@pytest.mark.parametrize("name", ["mixin", "grad_clip", "optimizer"])
-def test_names_of_the_modules_of_0_4(name):
-    theirs, ours = getattr(upstream, name), globals()[name]
-    missing = set(theirs.__all__) - set(ours.__all__)
-    assert missing == set()
-    for exported in theirs.__all__:
-        assert getattr(robo_orchard_fasthooks, exported) is getattr(
-            ours, exported
-        )
-
-
-@pytest.mark.parametrize(
-    "cls", ["PipelineHooks", "PipelineHooksConfig", "GradientClippingHook"]
-)
-def test_members_of_the_classes_of_0_4(cls):
-    theirs = getattr(upstream.grad_clip, cls, None) or getattr(
-        upstream.mixin, cls
-    )
-    ours = getattr(robo_orchard_fasthooks, cls)
-    assert {n for n in dir(theirs) if not n.startswith("_")} <= set(dir(ours))
-    for name, member in vars(theirs).items():
-        if inspect.isfunction(member) and name != "__init__":
-            assert parameters(getattr(ours, name)) == parameters(member), name
-
-
-def test_fields_of_0_4():
-    def described(cls):
-        return {
-            field.name: (field.default, field.type)
-            for field in dataclasses.fields(cls)
-        }
-
-    theirs = described(upstream.mixin.PipelineHookArgs)
-    ours = described(mixin.PipelineHookArgs)
-    assert ours.pop("exception") == (None, "Optional[BaseException]")
-    assert ours == theirs
-
-
-def test_type_hints_of_0_4():
-    theirs = typing.get_type_hints(upstream.mixin.PipelineHookArgs)
-    ours = typing.get_type_hints(mixin.PipelineHookArgs)
-    assert ours.pop("exception") == typing.Optional[BaseException]
-    for hints in (ours, theirs):
-        hints["model_outputs"] = str(hints["model_outputs"]).split(".")[-1]
-        hints["dataloader"] = str(hints["dataloader"]).split(".")[-1]
-    assert ours == theirs
-
-
-@pytest.mark.parametrize("name", ["HookContextChannel", "RemoveableHandle"])
-def test_members_of_robo_orchard_core(name):
-    theirs, ours = getattr(core, name), getattr(mixin, name)
-    for member, value in vars(theirs).items():
-        if inspect.isfunction(value):
-            mine = getattr(ours, member)
-            if not isinstance(mine, type(object.__init__)):  # A C slot.
-                assert parameters(mine) == parameters(value), member
-
-
-def test_every_public_name_is_documented():
-    for module in (mixin, grad_clip, optimizer):
-        for name in set(module.__all__) & set(vars(module)):
-            member = getattr(module, name)
-            if not str(getattr(member, "__module__", "")).startswith(
-                "robo_orchard_fasthooks"
-            ):
-                continue
-            assert inspect.getdoc(member), name
-            if not inspect.isclass(member):
-                continue
-            for method, value in vars(member).items():
-                if callable(value) and not method.startswith("_"):
-                    assert inspect.getdoc(value), f"{name}.{method}"
-
-
-def test_hook_context_is_robo_orchard_core_s():
-    assert mixin.HookContext is core.HookContext
-    assert mixin.ClassType is robo_orchard_core.utils.config.ClassType
+def test_fields_and_type_hints_of_the_arguments():
+    described, hints = [], []
+    for module in (upstream.mixin, mixin):
+        cls = module.PipelineHookArgs
+        fields = dataclasses.fields(cls)
+        described.append({f.name: (f.default, f.type) for f in fields})
+        hints.append(typing.get_type_hints(cls))
+        for name in ("model_outputs", "dataloader"):
+            hints[-1][name] = str(hints[-1][name]).split(".")[-1]
+    assert described[1].pop("exception") == (None, "Optional[BaseException]")
+    assert hints[1].pop("exception") == typing.Optional[BaseException]
+    assert described[0] == described[1] and hints[0] == hints[1]
 
 
 @pytest.mark.parametrize("lacking", ["keys", "items", "values", "__getitem__"])

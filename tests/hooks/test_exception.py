@@ -4,13 +4,57 @@ import gc
 import logging
 import sys
 import weakref
+from contextlib import suppress
+from functools import partial
 
 import pytest
+import torch
+from accelerate import Accelerator
 
 from helpers.hooks import HookContext
 from helpers.implementations import INSTALLED, PROFILED
+from robo_orchard_fasthooks._dispatch import in_place
 
 pytestmark = pytest.mark.also_on(*INSTALLED, *PROFILED)
+
+
+class Foreign:
+    exception = None
+
+
+class Slots:
+    __slots__ = ("exception",)
+
+    def __init__(self):
+        self.exception = None
+
+
+MAKE_ARGS = {
+    "PipelineHookArgs": lambda lib: lib.PipelineHookArgs(None),
+    "subclass": lambda lib: type("Args", (lib.PipelineHookArgs,), {})(None),
+    "foreign": lambda lib: Foreign(),
+    "slots": lambda lib: Slots(),
+}
+
+
+@pytest.fixture
+def hooks_of(ours):
+    def make(*hooks, **callbacks):
+        made = ours.PipelineHooks()
+        for hook in hooks or [HookContext.from_callable(**callbacks)]:
+            made.register_hook("on_step", hook)
+        return made
+
+    return make
+
+
+def fail(hooks, args):
+    """Fails in the body of a scope; returns the exception that it raised."""
+    error = ValueError()
+    with pytest.raises(Exception) as raised:
+        with hooks.begin("on_step", args):
+            raise error
+    return raised.value
 
 
 @pytest.mark.also_on(*PROFILED)  # 0.4's arguments have none.
@@ -18,148 +62,177 @@ pytestmark = pytest.mark.also_on(*INSTALLED, *PROFILED)
 class TestException:
     """Hooks see in `arg.exception` what the scope raised."""
 
-    def test_left_with_a_type_alone(self, ours):
-        """As contextlib, `__exit__` makes an exception of it."""
-        seen = []
-        hooks = ours.PipelineHooks()
-        hooks.register_hook(
-            "on_step",
-            HookContext.from_callable(
-                after=lambda args: seen.append(args.exception)
-            ),
-        )
-        scope = hooks.begin("on_step", ours.PipelineHookArgs(None))
-        scope.__enter__()
-        scope.__exit__(ValueError, None, None)
-        assert list(map(type, seen)) == [ValueError]
+    @pytest.fixture(params=MAKE_ARGS)
+    def args(self, request, ours):
+        return MAKE_ARGS[request.param](ours)
 
     @pytest.fixture
     def seen(self):
         return []
 
     @pytest.fixture
-    def watched(self, ours, seen):
-        hooks = ours.PipelineHooks()
+    def watch(self, seen):
+        def see(args):
+            seen.append(args.exception)
+
+        return HookContext.from_callable(before=see, after=see)
+
+    def test_of_a_body(self, hooks_of, watch, seen, args):
+        hooks = hooks_of(watch)
+        error = fail(hooks, args)
+        assert seen == [None, error] and args.exception is None
+        with hooks.begin("on_step", args):
+            args.exception = mine = KeyError()
+        assert seen[2:] == [None, None] and args.exception is mine
+        fail(hooks, args)
+        assert args.exception is mine
+
+    @pytest.mark.parametrize("phase", ["before", "after"])
+    def test_of_a_hook(self, hooks_of, watch, seen, hook, args, phase):
+        error = fail(hooks_of(watch, hook("a", [phase])), args)
+        assert str(error) == f"{phase} a"
+        assert seen[1] is (error if phase == "before" else error.__context__)
+        assert args.exception is None
+
+    @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+    def test_of_what_ends_a_program(self, hooks_of, watch, seen, args, kind):
+        with pytest.raises(kind) as raised:
+            with hooks_of(watch).begin("on_step", args):
+                raise kind
+        assert seen == [None, raised.value]
+
+    def test_left_with_a_type_alone(self, hooks_of, watch, seen, args):
+        """As contextlib, `__exit__` makes an exception of it."""
+        scope = hooks_of(watch).begin("on_step", args)
+        scope.__enter__()
+        scope.__exit__(ValueError, None, None)
+        assert list(map(type, seen)) == [type(None), ValueError]
+
+    def test_of_nested_scopes(self, hooks_of, watch, seen, args):
+        hooks = hooks_of(watch)
+        with pytest.raises(ValueError) as raised:
+            with hooks.begin("on_step", args), hooks.begin("on_step", args):
+                raise ValueError
+        assert seen == [None, None, raised.value, raised.value]
+
+    @pytest.mark.parametrize("inner", ["nothing", "body", "before", "after"])
+    @pytest.mark.parametrize("depth", [0, 4])
+    def test_a_scope_within_an_after_leaves_it_as_it_was(
+        self, hooks_of, watch, seen, hook, args, inner, depth
+    ):
+        def run(hooks, args):
+            with hooks.begin("on_step", args):
+                if inner == "body":
+                    raise KeyError
+
+        def after(args):
+            with suppress(KeyError, ValueError):
+                run(within, args)
+            seen.append(args.exception)
+
+        within = hooks_of(hook("inner", [inner]))
+        for _ in range(depth):
+            deeper = HookContext.from_callable(after=partial(run, within))
+            within = hooks_of(deeper)
+        outer = HookContext.from_callable(after=after)
+        error = fail(hooks_of(outer, watch), args)
+        assert seen == [None, error, error] and args.exception is None
+
+    def test_a_scope_within_an_after_shows_its_own(
+        self, hooks_of, watch, seen, args
+    ):
+        def after(args):
+            watched.begin("on_step", args)(lambda: None)()
+            errors.append(fail(watched, args))
+            with suppress(ValueError):
+                with watched.begin("on_step", args):
+                    raise args.exception
+
+        errors, watched = [], hooks_of(watch)
+        error = fail(hooks_of(after=after), args)
+        assert seen == [error, None, error, errors[0], error, error]
+
+    def test_a_scope_within_a_before_leaves_none(
+        self, hooks_of, watch, seen, args
+    ):
+        inner = HookContext.from_callable(
+            before=lambda args: fail(hooks_of(watch), args)
+        )
+        with hooks_of(inner, watch).begin("on_step", args):
+            pass
+        assert [each is None for each in seen] == [True, False, True, True]
+
+    def test_hooks_that_optimize_do_nothing_after_a_failure(self, ours):
+        """Also when a scope within a hook, and a closed generator, end."""
+        param = torch.nn.Parameter(torch.zeros(2))
+        param.grad = torch.tensor([3.0, 4.0])
+        optimizer = torch.optim.SGD([param], lr=1)
+        args = ours.PipelineHookArgs(
+            Accelerator(cpu=True),
+            optimizer=optimizer,
+            lr_scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 3),
+        )
+        hooks, inner = ours.PipelineHooks(), ours.PipelineHooks()
+        inner.register_hook("on_step", HookContext.from_callable())
         hooks.register_hook(
             "on_step",
             HookContext.from_callable(
-                before=lambda args: seen.append(args.exception),
-                after=lambda args: seen.append(args.exception),
+                after=lambda args: inner.begin("on_step", args)(int)()
             ),
         )
-        return hooks
+        clip = ours.GradientClippingHookConfig(clip_mode="norm", max_norm=1)
+        hooks += ours.PipelineHooks.from_hooks([clip, ours.OptimizerHook()])
 
-    def arguments(self, ours):
-        class Subclass(ours.PipelineHookArgs):
-            pass
+        def steps():
+            with hooks.begin("on_step", args):
+                yield
 
-        class Foreign:
-            exception = None
+        generator = steps()
+        next(generator)
+        generator.close()
+        fail(hooks, args)
+        assert param.grad.tolist() == [3.0, 4.0]
+        assert param.tolist() == [0.0, 0.0]
+        list(steps())  # One that runs to its end is a step.
+        torch.testing.assert_close(param.detach(), torch.tensor([-0.6, -0.8]))
 
-        return [ours.PipelineHookArgs(None), Subclass(None), Foreign()]
-
-    def test_of_a_body(self, ours, watched, seen):
-        for args in self.arguments(ours):
-            seen.clear()
-            error = ValueError()
-            with pytest.raises(ValueError):
-                with watched.begin("on_step", args):
-                    raise error
-            assert seen == [None, error]
-            assert args.exception is None
-
-    def test_none_without_one(self, ours, watched, seen):
-        for args in self.arguments(ours):
-            seen.clear()
-            stale = ValueError("stale")
-            with watched.begin("on_step", args):
-                args.exception = stale
-            assert seen[1] is None
-            assert args.exception is stale
-
-    def test_of_a_failing_before(self, ours, watched, seen, hook):
-        watched.register_hook("on_step", hook("a", ["before"]))
-        args = ours.PipelineHookArgs(None)
-        with pytest.raises(ValueError) as raised:
-            with watched.begin("on_step", args):
-                pass
-        assert seen == [None, raised.value]
-        assert args.exception is None
-
-    def test_is_reset_when_an_after_fails(self, ours, watched, hook):
-        watched.register_hook("on_step", hook("a", ["after"]))
-        args = ours.PipelineHookArgs(None)
-        with pytest.raises(ValueError):
-            with watched.begin("on_step", args):
-                raise KeyError
-        assert args.exception is None
-
-    def test_of_nested_scopes_on_the_same_arguments(self, ours, watched, seen):
-        args = ours.PipelineHookArgs(None)
-        error = ValueError()
-        with pytest.raises(ValueError):
-            with watched.begin("on_step", args):
-                with watched.begin("on_step", args):
-                    raise error
-        assert seen == [None, None, error, error]
-
-    def test_outlasts_a_scope_that_an_after_runs(self, ours, watched, seen):
-        def nested(args):
-            with ours_too.begin("on_step", args):
-                pass
-
-        ours_too = ours.PipelineHooks()
-        ours_too.register_hook(
-            "on_step", HookContext.from_callable(after=seen.append)
-        )
-        hooks = ours.PipelineHooks()
-        hooks.register_hook("on_step", HookContext.from_callable(after=nested))
-        hooks += watched
-        for args in self.arguments(ours):
-            seen.clear()
-            error = ValueError()
-            with pytest.raises(ValueError):
-                with hooks.begin("on_step", args):
-                    raise error
-            assert seen == [None, args, error]
-            assert args.exception is None
-
-    def test_a_method_of_that_name_is_left_alone(self, ours, hook):
+    def test_a_method_of_that_name_is_left_alone(self, hooks_of):
         logger = logging.getLogger(__name__)
-        hooks = ours.PipelineHooks()
-        hooks.register_hook("on_step", hook("a"))
-        with hooks.begin("on_step", logger):
-            pass
+        fail(hooks_of(), logger)
         assert logger.exception == type(logger).exception.__get__(logger)
 
-    def test_arguments_that_have_none_are_left_alone(self, ours, hook, log):
+    def test_arguments_that_have_none_are_left_alone(self, hooks_of):
         class ReadOnly:
             @property
             def exception(self):
                 return None
-
-        class Bare:
-            pass
-
-        hooks = ours.PipelineHooks()
-        hooks.register_hook("on_step", hook("a"))
 
         class Unreadable:
             @property
             def exception(self):
                 raise RuntimeError
 
-        for args in (Bare(), ReadOnly(), Unreadable(), None, {}):
-            with pytest.raises(KeyError):
-                with hooks.begin("on_step", args):
-                    raise KeyError
-        bare = Bare()
-        with hooks.begin("on_step", bare):
-            pass
-        assert vars(bare) == {}
-        assert log == ["before a", "after a"] * 6
+        ran = []
+        hooks = hooks_of(after=ran.append)
+        bare = type("Bare", (), {})()
+        for args in (bare, ReadOnly(), Unreadable(), None, {}):
+            fail(hooks, args)
+        assert vars(bare) == {} and len(ran) == 5
 
-    def test_leaves_no_cycle_behind(self, ours, watched, seen):
+    def test_one_that_a_hook_adds_replaces_or_deletes_stays_so(self, hooks_of):
+        error = KeyError()
+        hooks = hooks_of(after=lambda args: setattr(args, "exception", error))
+        args = type("Args", (), {})()
+        fail(hooks, args)
+        assert args.exception is error
+        args.exception = "none"
+        fail(hooks, args)
+        assert args.exception is error
+        args = Slots()
+        fail(hooks_of(after=lambda args: delattr(args, "exception")), args)
+        assert not hasattr(args, "exception")
+
+    def test_leaves_no_cycle_behind(self, ours, hooks_of, watch, seen):
         class Batch:
             pass
 
@@ -167,7 +240,7 @@ class TestException:
             batch = Batch()
             alive.append(weakref.ref(batch))
             args = ours.PipelineHookArgs(None, batch=batch)
-            with watched.begin("on_step", args):
+            with hooks_of(watch).begin("on_step", args):
                 raise MemoryError
 
         alive = []
@@ -184,6 +257,22 @@ class TestException:
             gc.enable()
 
 
+@pytest.mark.parametrize("publishes_exception", [True, False])
+def test_in_place_is_as_in_robo_orchard_lab(publishes_exception):
+    """0.5 leaves the exception of a body set; 0.4 has no such attribute."""
+    channel = in_place({"name": "on_step"}, publishes_exception)
+    seen, args, error = [], Foreign(), ValueError()
+    see = HookContext.from_callable(after=lambda a: seen.append(a.exception))
+    channel.register(see)
+    with pytest.raises(ValueError):
+        with channel.begin(args):
+            raise error
+    with channel.begin(args):
+        pass
+    expected = error if publishes_exception else None
+    assert seen == [expected] * 2 and args.exception is expected
+
+
 def interrupt(args):
     raise KeyboardInterrupt
 
@@ -196,79 +285,59 @@ class TestNote:
     """An exception says which hook it came from."""
 
     @pytest.mark.parametrize("phase", ["before", "after"])
-    def test_names_the_hook(self, ours, hook, phase):
-        hooks = ours.PipelineHooks()
-        hooks.register_hook("on_step", hook("a"))
-        failing = hook("b", [phase])
-        hooks.register_hook("on_step", failing)
-        with pytest.raises(ValueError) as raised:
-            with hooks.begin("on_step", None):
-                pass
-        code = getattr(failing, f"_{phase}").__code__
-        (note,) = raised.value.__notes__
-        assert note.startswith(
-            f"raised by hook 1 of channel 'on_step', in {phase}: "
-        )
-        assert note.endswith(f"({code.co_filename}:{code.co_firstlineno})")
-
-    @pytest.mark.parametrize("phase", ["before", "after"])
-    def test_of_what_is_no_exception_but_ends_a_program(self, ours, phase):
-        hooks = ours.PipelineHooks()
-        hooks.register_hook(
-            "on_step", HookContext.from_callable(**{phase: interrupt})
+    def test_names_the_hook(self, hooks_of, hook, phase):
+        hooks = hooks_of(
+            hook("a"), HookContext.from_callable(**{phase: interrupt})
         )
         with pytest.raises(KeyboardInterrupt) as raised:
             with hooks.begin("on_step", None):
                 pass
-        (note,) = raised.value.__notes__
-        assert f"in {phase}: interrupt (" in note
+        code = interrupt.__code__
+        assert raised.value.__notes__ == [
+            f"raised by hook 1 of channel 'on_step', in {phase}: interrupt "
+            f"({code.co_filename}:{code.co_firstlineno})"
+        ]
 
-    def test_is_added_once_to_one_object(self, ours):
-        error = ValueError()
+    def test_names_the_method_of_a_patched_class(self, hooks_of, monkeypatch):
+        hooks = hooks_of(after=print)
+        cls = type(hooks.hooks["on_step"][0])
+        monkeypatch.setattr(cls, "after", lambda hook, arg: interrupt(arg))
+        with pytest.raises(KeyboardInterrupt) as raised:
+            with hooks.begin("on_step", None):
+                pass
+        assert f"{__file__}:" in raised.value.__notes__[0]
 
-        def fail(args):
+    def test_is_added_once_to_one_object(self, hooks_of):
+        def after(args):
             raise error
 
-        hooks = ours.PipelineHooks()
-        hooks.register_hook("on_step", HookContext.from_callable(after=fail))
+        error = ValueError()
+        hooks = hooks_of(after=after)
         for _ in range(3):
-            with pytest.raises(ValueError):
-                with hooks.begin("on_step", None):
-                    pass
+            fail(hooks, None)
         assert len(error.__notes__) == 1
 
-    def test_is_not_added_to_the_body_s(self, ours, hook):
-        hooks = ours.PipelineHooks()
-        hooks.register_hook("on_step", hook("a"))
-        with pytest.raises(ValueError) as raised:
-            with hooks.begin("on_step", None):
-                raise ValueError
-        assert not hasattr(raised.value, "__notes__")
+    def test_is_not_added_to_the_body_s(self, hooks_of, hook):
+        assert not hasattr(fail(hooks_of(hook("a")), None), "__notes__")
 
-    def test_names_the_hook_that_raised_when_it_was_removed(self, ours, hook):
-        def fail(args):
+    def test_names_the_hook_that_raised_when_it_was_removed(
+        self, hooks_of, hook
+    ):
+        def remove(args):
             hooks.unregister_all()
             raise ValueError
 
-        hooks = ours.PipelineHooks()
-        hooks.register_hook("on_step", hook("a"))
-        hooks.register_hook("on_step", HookContext.from_callable(before=fail))
-        with pytest.raises(ValueError) as raised:
-            with hooks.begin("on_step", None):
-                pass
-        assert "hook 1 of channel 'on_step'" in raised.value.__notes__[0]
-        assert "fail" in raised.value.__notes__[0]
+        hooks = hooks_of(hook("a"), HookContext.from_callable(before=remove))
+        (note,) = fail(hooks, None).__notes__
+        assert "hook 1 of channel 'on_step'" in note and "remove" in note
 
-    def test_that_cannot_be_added_hides_nothing(self, ours):
+    def test_that_cannot_be_added_hides_nothing(self, hooks_of):
         class StubbornError(Exception):
             def add_note(self, note):
                 raise RuntimeError
 
-        def fail(args):
+        def before(args):
             raise StubbornError
 
-        hooks = ours.PipelineHooks()
-        hooks.register_hook("on_step", HookContext.from_callable(before=fail))
-        with pytest.raises(StubbornError):
-            with hooks.begin("on_step", None):
-                pass
+        hooks = hooks_of(before=before)
+        assert type(fail(hooks, None)) is StubbornError

@@ -1,268 +1,264 @@
-"""Memory, threads and shutdown; each case is a process of its own."""
+"""Memory, threads and shutdown."""
 
+import gc
 import subprocess
 import sys
 import textwrap
+import threading
+import weakref
 
 import pytest
 
-PRELUDE = """
-import gc, sys, threading, weakref
-from robo_orchard_fasthooks import HookContext, PipelineHookArgs, PipelineHooks
+from helpers.hooks import HookContext
+from robo_orchard_fasthooks import PipelineHookArgs, PipelineHooks
+
+
+def quiet(args):
+    pass
+
+
+def fail(args):
+    raise ValueError
+
 
 class Direct(HookContext):
-    def before(self, args): pass
-    def after(self, args): pass
+    def before(self, args):
+        pass
 
-def quiet(args): pass
-def fail(args): raise ValueError
-def make(*callbacks):
-    hooks = PipelineHooks()
-    for each in callbacks:
-        hooks.register_hook("on_step", each)
-    return hooks
-def between(**callbacks): return HookContext.from_callable(**callbacks)
-args = PipelineHookArgs(None)
+    def after(self, args):
+        pass
 
-def grows(run, count):
+
+def hooks_of(*hooks, **callbacks):
+    made = PipelineHooks()
+    for hook in (*hooks, HookContext.from_callable(**callbacks)):
+        made.register_hook("on_step", hook)
+    return made
+
+
+@pytest.fixture
+def collector_off():
     gc.collect()
     gc.disable()
-    run(1000)  # Fills the interpreter's free lists, which stay as they are.
-    before = sys.getallocatedblocks()
-    run(count)
-    grown = sys.getallocatedblocks() - before
-    assert grown < 20, f"{grown} blocks more after {count} repetitions"
-"""
+    yield
+    gc.enable()
 
-# What is repeated, and how often. With gc off, so that a cycle is a leak.
-REPEATED = {
-    "no hooks": ("hooks = make()", "with hooks.begin('on_step', args): pass"),
-    "from callables": (
-        "hooks = make(between(before=quiet, after=quiet))",
-        "with hooks.begin('on_step', args): pass",
-    ),
-    "subclasses": (
-        "hooks = make(Direct())",
-        "with hooks.begin('on_step', args): pass",
-    ),
-    "foreign arguments": (
-        "hooks = make(Direct())",
-        "with hooks.begin('on_step', {}): pass",
-    ),
-    "a scope that is not entered": (
-        "hooks = make(Direct())",
-        "hooks.begin('on_step', args)",
-    ),
-    "a failing body": (
-        "hooks = make(Direct())",
-        """
-        try:
-            with hooks.begin('on_step', args): raise ValueError
-        except ValueError: pass
-        """,
-    ),
-    "a failing before": (
-        "hooks = make(Direct(), between(before=fail))",
-        """
-        try:
-            with hooks.begin('on_step', args): pass
-        except ValueError: pass
-        """,
-    ),
-    "a failing after": (
-        "hooks = make(Direct(), between(after=fail))",
-        """
-        try:
-            with hooks.begin('on_step', args): raise KeyError
-        except ValueError: pass
-        """,
-    ),
-    "an unknown channel": (
-        "hooks = make()",
-        """
-        try: hooks.begin('nope', args)
-        except KeyError: pass
-        """,
-    ),
-    "a decorator": (
-        "hooks = make(Direct())",
-        "hooks.begin('on_step', args)(quiet)(1)",
-    ),
-    "arguments": (
-        "",
-        """
-        made = PipelineHookArgs(args, 1, batch=made_before)
-        made.extra = 1
-        copied = made.copy_with_updates(batch=1, epoch_id=2, extra=3)
-        vars(copied), repr(copied), copied == made
-        """,
-    ),
-    "refused arguments": (
-        "",
-        """
-        for call in (
-            lambda: PipelineHookArgs(),
-            lambda: PipelineHookArgs(1, nope=2),
-            lambda: args.copy_with_updates(batch=1, nope=2),
-        ):
-            try: call()
-            except (TypeError, AttributeError): pass
-        """,
-    ),
-    "registering": (
-        "hooks, hook = make(), Direct()",
-        """
-        handle = hooks.register_hook('on_step', hook)
-        handle()
-        handle.remove()
-        """,
-    ),
-    "merging": (
-        "hooks, other = make(), make(Direct())",
-        "hooks.register_pipeline_hooks(other).remove()",
-    ),
-}
-COUNTS = dict.fromkeys(
-    ("no hooks", "from callables", "subclasses", "a failing body"), 1_000_000
+
+def scope(hooks, args):
+    with hooks.begin("on_step", args):
+        pass
+
+
+def failing_body(hooks, args):
+    with hooks.begin("on_step", args):
+        raise ValueError
+
+
+def decorator(hooks, args):
+    hooks.begin("on_step", args)(quiet)(1)
+
+
+def unentered(hooks, args):
+    hooks.begin("on_step", args)
+
+
+def unknown(hooks, args):
+    hooks.begin("nope", args)
+
+
+def registering(hooks, args):
+    handle = hooks.register_hook("on_step", Direct())
+    handle()
+    handle.remove()
+
+
+def merging(hooks, args):
+    PipelineHooks().register_pipeline_hooks(hooks).remove()
+
+
+def arguments(hooks, args):
+    made = PipelineHookArgs(args, 1, batch=hooks)
+    made.extra = 1
+    copied = made.copy_with_updates(batch=1, epoch_id=2, extra=3)
+    return vars(copied), repr(copied), copied == made
+
+
+def refused_arguments(hooks, args):
+    args.copy_with_updates(batch=1, nope=2)
+
+
+@pytest.mark.parametrize(
+    ("work", "callbacks"),
+    [
+        (scope, {"before": quiet, "after": quiet}),
+        (scope, {"before": fail}),
+        (scope, {"after": fail}),
+        *((decorator, {}), (unentered, {}), (unknown, {})),
+        (failing_body, {"after": fail}),
+        (failing_body, {}),
+        *((registering, {}), (merging, {})),
+        *((arguments, {}), (refused_arguments, {})),
+    ],
 )
+@pytest.mark.parametrize("foreign", [False, True])
+def test_memory_does_not_grow(work, callbacks, foreign, collector_off):
+    """Nor do cycles, which the collector would free, arise."""
+    hooks, args = hooks_of(Direct(), **callbacks), PipelineHookArgs(None)
+    if foreign:
+        args = type("Args", (PipelineHookArgs,), {})(None)
 
-ONCE = {
-    "a step that ran out of memory gives its batch back": """
-        class Batch: pass
-        hooks = make(Direct(), between(after=lambda args: args.exception))
-        def step():
-            batch = Batch()
-            freed.append(weakref.ref(batch))
-            args = PipelineHookArgs(None, batch=batch)
-            with hooks.begin("on_step", args), hooks.begin("on_step", args):
-                raise MemoryError
-        freed = []
-        gc.disable()
-        for _ in range(3):
+    def repeat(times):
+        for _ in range(times):
             try:
-                step()
-            except MemoryError:
+                work(hooks, args)
+            except (ValueError, KeyError, AttributeError):
                 pass
-            assert freed[-1]() is None
-    """,
-    "hooks and channels die with their owner": """
-        hook, hooks = Direct(), make()
-        handle = hooks.register_hook("on_step", hook)
-        with hooks.begin("on_step", args): pass
-        dead = [weakref.ref(x) for x in (hook, hooks, hooks.hooks["on_step"])]
-        gc.disable()
-        del hook, hooks, handle
-        assert [reference() for reference in dead] == [None] * 3
-    """,
-    "a suspended generator in a cycle is collected": """
-        log = []
-        hooks = make(between(after=log.append))
-        class Holder: pass
-        def run(holder):
-            with hooks.begin("on_step", holder):
-                yield
-        holder = Holder()
-        holder.generator = run(holder)
-        next(holder.generator)
-        dead = weakref.ref(holder)
-        del holder
-        gc.collect()
-        assert len(log) == 1
-        log.clear()
-        gc.collect()
-        assert dead() is None
-    """,
-    "a dropped generator runs the afters": """
-        log = []
-        hooks = make(between(after=lambda args: log.append(args.exception)))
-        def run():
-            with hooks.begin("on_step", args):
-                yield
-        generator = run()
-        next(generator)
-        del generator
-        assert [type(error) for error in log] == [GeneratorExit]
-        assert args.exception is None
-    """,
-    "two hundred nested scopes": """
-        log = []
-        hooks = make(
-            between(
-                before=lambda args: log.append(args.epoch_id),
-                after=lambda args: log.append(-args.epoch_id),
-            )
-        )
-        def nest(depth):
-            with hooks.begin("on_step", PipelineHookArgs(None, depth)):
-                if depth == 200:
-                    raise ValueError
-                nest(depth + 1)
-        for _ in range(3):
-            log.clear()
-            try:
-                nest(1)
-            except ValueError:
-                pass
-            assert log == [*range(1, 201), *range(-200, 0)]
-    """,
-    "a long chain is freed": """
-        hooks = make()
+
+    repeat(1_000)  # Fills free lists of the interpreter, which stay as is.
+    before = sys.getallocatedblocks()
+    repeat(3_000)
+    # One block in a hundred repetitions would be 30.
+    assert sys.getallocatedblocks() - before < 20
+
+
+def test_a_step_that_ran_out_of_memory_gives_its_batch_back(collector_off):
+    class Batch:
+        pass
+
+    def step():
+        batch = Batch()
+        freed.append(weakref.ref(batch))
+        args = PipelineHookArgs(None, batch=batch)
+        with hooks.begin("on_step", args), hooks.begin("on_step", args):
+            raise MemoryError
+
+    freed, hooks = [], hooks_of(Direct(), after=lambda args: args.exception)
+    for _ in range(3):
+        try:
+            step()
+        except MemoryError:
+            pass
+        assert freed[-1]() is None
+
+
+def test_hooks_and_channels_die_with_their_owner(collector_off):
+    hook = Direct()
+    hooks = hooks_of(hook)
+    scope(hooks, None)
+    dead = [weakref.ref(x) for x in (hook, hooks, hooks.hooks["on_step"])]
+    del hook, hooks
+    assert [reference() for reference in dead] == [None] * 3
+
+
+def test_a_suspended_generator_in_a_cycle_is_collected():
+    class Holder:
+        pass
+
+    def run(holder):
+        with hooks.begin("on_step", holder):
+            yield
+
+    log = []
+    hooks = hooks_of(after=lambda holder: log.append("after"))
+    holder = Holder()
+    holder.generator = run(holder)
+    next(holder.generator)
+    dead = weakref.ref(holder)
+    del holder
+    gc.collect()
+    assert log == ["after"] and dead() is None
+
+
+def test_four_threads_dispatch_while_hooks_come_and_go():
+    def work(number):
+        args = PipelineHookArgs(None, number)
+        for _ in range(2_000):
+            with hooks.begin("on_step", args) as given:
+                assert given is args
+
+    def change():
+        while not done.is_set():
+            hooks.register_hook("on_step", Direct()).remove()
+
+    def count(args):
+        counts[args.epoch_id] += 1
+
+    counts, done = [0] * 4, threading.Event()
+    hooks = hooks_of(before=count, after=count)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        changing = threading.Thread(target=change)
+        for thread in (*threads, changing):
+            thread.start()
+        for thread in threads:
+            thread.join()
+        done.set()
+        changing.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert counts == [4_000] * 4
+
+
+def test_two_hundred_nested_scopes():
+    def nest(depth):
+        with hooks.begin("on_step", depth):
+            if depth == 200:
+                raise ValueError
+            nest(depth + 1)
+
+    log = []
+    hooks = hooks_of(before=log.append, after=lambda depth: log.append(-depth))
+    with pytest.raises(ValueError):
+        nest(1)
+    assert log == [*range(1, 201), *range(-200, 0)]
+
+
+# What would end the process if it went wrong.
+PRELUDE = """
+import threading
+from robo_orchard_fasthooks import HookContext, PipelineHookArgs, PipelineHooks
+hooks = PipelineHooks()
+def register(callback):
+    hook = HookContext.from_callable(before=callback)
+    return hooks.register_hook("on_step", hook)
+"""
+PROCESSES = {
+    "a long chain is freed, without a C stack frame for each link": """
         for chain in ("extra", "batch", "scope"):
             last = None
-            for _ in range(20_000):
+            for _ in range(100_000):
                 if chain == "scope":
                     last = hooks.begin("on_step", last)
-                    continue
-                args = PipelineHookArgs(None)
-                setattr(args, chain, last)
-                last = args
+                else:
+                    args = PipelineHookArgs(None)
+                    setattr(args, chain, last)
+                    last = args
             args = last = None
     """,
     "endless recursion is a RecursionError": """
-        hooks = make(between(before=lambda args: enter()))
-        def enter():
+        def enter(args):
             with hooks.begin("on_step", args): pass
+        register(enter)
         for _ in range(3):
             try:
-                enter()
+                enter(None)
             except RecursionError:
                 continue
             raise AssertionError
     """,
-    "four threads dispatch while hooks come and go": """
-        sys.setswitchinterval(1e-5)
-        counts = [0] * 4
-        def count(args): counts[args.epoch_id] += 1
-        hooks = make(between(before=count, after=count))
-        done = threading.Event()
-        def work(thread):
-            args = PipelineHookArgs(None, thread)
-            for _ in range(20_000):
-                with hooks.begin("on_step", args) as given:
-                    assert given is args
-        def change():
-            while not done.is_set():
-                hooks.register_hook("on_step", Direct()).remove()
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-        changing = threading.Thread(target=change)
-        for thread in (*threads, changing): thread.start()
-        for thread in threads: thread.join()
-        done.set()
-        changing.join()
-        assert counts == [40_000] * 4, counts
-    """,
     "the interpreter ends with everything alive": """
-        hooks = make(Direct(), between(before=quiet, after=quiet))
+        args = PipelineHookArgs(None)
+        args.extra = args.batch = args
+        handle = register(lambda args: None)
         def run():
             with hooks.begin("on_step", args):
                 yield
         generator = run()
         next(generator)
-        scope = hooks.begin("on_step", args)
-        scope.__enter__()
-        fresh = hooks.begin("on_step", args)
-        handle = hooks.register_hook("on_step", Direct())
-        args.extra = args.batch = args
+        fresh, entered = (hooks.begin("on_step", args) for _ in range(2))
+        entered.__enter__()
         def spin():
             while True:
                 with hooks.begin("on_step", args): pass
@@ -271,42 +267,12 @@ ONCE = {
 }
 
 
-def run(source):
+@pytest.mark.parametrize("case", PROCESSES)
+def test_in_a_process_of_its_own(case):
     result = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(source)],
+        [sys.executable, "-c", PRELUDE + textwrap.dedent(PROCESSES[case])],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert (result.returncode, result.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("case", REPEATED)
-def test_memory_does_not_grow(case):
-    setup, body = REPEATED[case]
-    body = textwrap.indent(textwrap.dedent(body).strip(), "        ")
-    count = COUNTS.get(case, 100_000)
-    run(
-        f"{setup}\nmade_before = [1]\n"
-        f"def repeat(count):\n    for _ in range(count):\n{body}\n"
-        f"grows(repeat, {count})\n"
-    )
-
-
-@pytest.mark.parametrize("case", ONCE)
-def test_lifetime(case):
-    run(ONCE[case])
-
-
-def test_a_long_chain_of_arguments_is_freed():
-    """Without a C stack frame for each of them."""
-    script = """
-from robo_orchard_fasthooks import PipelineHookArgs
-last = None
-for _ in range(300_000):
-    args = PipelineHookArgs(None)
-    args.previous = last
-    last = args
-del args, last
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

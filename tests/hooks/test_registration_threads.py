@@ -11,35 +11,27 @@ from functools import partial
 import pytest
 from robo_orchard_core.utils import hook as core
 
-HookContext = core.HookContext
+from helpers.hooks import Logging
 
-ROUNDS = 20
+ROUNDS = 10
 
 
-class Yielding(HookContext):
+class Yielding(Logging):
     """A hook that lets other threads run while it is hashed."""
 
-    def __init__(self, key, log=None):
-        super().__init__()
-        self.key, self.log = key, log
+    def __init__(self, name, log=()):
+        super().__init__(log, name)
 
     def __hash__(self):
         time.sleep(0)
-        return hash(self.key)
+        return hash(self.name)
 
     def __eq__(self, other):
         time.sleep(0)
-        return isinstance(other, Yielding) and self.key == other.key
+        return isinstance(other, Yielding) and self.name == other.name
 
     def __repr__(self):
-        return f"<{self.key}>"
-
-    def before(self, arg):
-        if self.log is not None:
-            self.log.append(self.key)
-
-    def after(self, arg):
-        pass
+        return f"<{self.name}>"
 
 
 class Unhashable(Yielding):
@@ -87,133 +79,107 @@ def at_once(*functions):
     assert not failures, "\n".join(failures)
 
 
-def keys(channel):
-    return [hook.key for hook in channel._context_handlers]
+def names(channel):
+    return [hook.name for hook in channel._context_handlers]
 
 
-def set_of(lib, *hooks, channel="on_step"):
-    made = lib.PipelineHooks()
-    for hook in hooks:
-        made.register_hook(channel, hook)
+def five(group):
+    return [f"{group} {number}" for number in range(5)]
+
+
+def channel_of_core(*hooks):
+    """It holds what ours would refuse."""
+    made = core.HookContextChannel("on_step")
+    made._context_handlers = list(hooks)
     return made
 
 
-def test_merges_lose_no_hook(lib):
-    for _ in range(ROUNDS):
-        hooks = lib.PipelineHooks()
-        others = [
-            set_of(lib, *(Yielding((thread, i)) for i in range(5)))
-            for thread in range(3)
-        ]
-        merge = hooks.register_pipeline_hooks
-        at_once(*(partial(merge, other) for other in others))
-        found = keys(hooks.hooks["on_step"])
-        for thread in range(3):
-            mine = [key for key in found if key[0] == thread]
-            assert mine == [(thread, i) for i in range(5)]
-        assert len(found) == 15
+@pytest.fixture
+def set_of(ours):
+    def make(*hooks):
+        made = ours.PipelineHooks()
+        for hook in hooks:
+            made.register_hook("on_step", hook)
+        return made
+
+    return make
 
 
-def test_registering_merging_and_unregistering_mix(ours):
+def test_changes_at_once_lose_no_hook(set_of):
     for _ in range(ROUNDS):
-        hooks = ours.PipelineHooks()
+        hooks = set_of()
         channel = hooks.hooks["on_step"]
-        other = set_of(ours, *(Yielding(("merged", i)) for i in range(5)))
 
-        def register(channel=channel):
-            for i in range(5):
-                channel.register(Yielding(("registered", i)))
+        def register(hooks=hooks):
+            for name in five("registered"):
+                hooks.register_hook("on_step", Yielding(name, []))
 
         def come_and_go(channel=channel):
-            for i in range(5):
-                channel.register(Yielding(("gone", i))).remove()
+            for name in five("gone"):
+                channel.register(Yielding(name, [])).remove()
 
-        at_once(
-            partial(hooks.register_pipeline_hooks, other),
-            register,
-            come_and_go,
-        )
-        expected = [
-            (kind, i) for kind in ("merged", "registered") for i in range(5)
-        ]
-        assert sorted(keys(channel)) == expected
-
-
-def test_dispatch_runs_every_hook_after_concurrent_changes(ours):
-    for _ in range(ROUNDS):
-        log = []
-        hooks = ours.PipelineHooks()
-        others = [
-            set_of(ours, *(Yielding((thread, i), log) for i in range(5)))
-            for thread in range(2)
-        ]
-
-        def dispatch(hooks=hooks):
+        def dispatch(channel=channel):
             for _ in range(20):
-                with hooks.begin("on_step", None):
+                with channel.begin(None):
                     pass
 
-        at_once(
-            *(partial(hooks.register_pipeline_hooks, each) for each in others),
-            dispatch,
-        )
-        log.clear()
-        with hooks.begin("on_step", None):
+        merged = [
+            partial(
+                hooks.register_pipeline_hooks,
+                set_of(*(Yielding(name, []) for name in five(group))),
+            )
+            for group in ("first", "second")
+        ]
+        at_once(*merged, register, come_and_go, dispatch)
+        found = names(channel)
+        for group in ("first", "second", "registered"):
+            assert [n for n in found if group in n] == five(group)
+        assert len(found) == 15
+        log = []
+        for hook in channel._context_handlers:
+            hook.log = log
+        with channel.begin(None):
             pass
-        assert sorted(log) == [(t, i) for t in range(2) for i in range(5)]
+        assert log[:15] == [f"before {name}" for name in found]
 
 
 @pytest.mark.parametrize("bad", [Unhashable, Incomparable])
-def test_a_merge_that_fails_beside_others(ours, bad):
+def test_a_merge_that_fails_beside_others(set_of, bad):
     """It adds nothing, and takes away nothing that another one has added."""
     for _ in range(ROUNDS):
-        hooks = set_of(ours, Yielding("first"))
+        hooks = set_of(Yielding("first"))
         channel = hooks.hooks["on_step"]
-        shared = [Yielding(("shared", i)) for i in range(5)]
-        good = set_of(ours, *shared)
-        # A channel of robo_orchard_core's holds what ours would refuse.
-        failing = core.HookContextChannel("on_step")
-        failing._context_handlers = [
-            Yielding("failed"),
-            *shared,
-            bad("first"),
-        ]
-        also_failing = ours.PipelineHooks()
+        shared = [Yielding(name) for name in five("shared")]
+        failing = channel_of_core(Yielding("failed"), *shared, bad("first"))
+        also_failing = set_of()
         also_failing.hooks["on_step"] = failing
 
-        def fail(channel=channel, failing=failing):
+        def fail(merge, other):
             with pytest.raises(TypeError, match="on purpose"):
-                channel.register_hook_channel(failing)
-
-        def fail_too(hooks=hooks, also_failing=also_failing):
-            with pytest.raises(TypeError, match="on purpose"):
-                hooks.register_pipeline_hooks(also_failing)
+                merge(other)
 
         at_once(
-            fail,
-            fail_too,
-            partial(hooks.register_pipeline_hooks, good),
+            partial(fail, channel.register_hook_channel, failing),
+            partial(fail, hooks.register_pipeline_hooks, also_failing),
+            partial(hooks.register_pipeline_hooks, set_of(*shared)),
         )
-        assert keys(channel) == [
-            "first",
-            *(("shared", i) for i in range(5)),
-        ]
+        assert names(channel) == ["first", *five("shared")]
 
 
 @pytest.mark.parametrize("bad", [Unhashable, Incomparable])
 @pytest.mark.parametrize("mine", ["ours", "robo_orchard_core's"])
-def test_a_merge_that_fails_in_a_later_channel_adds_nothing(ours, bad, mine):
-    hooks = ours.PipelineHooks()
+def test_a_merge_that_fails_in_a_later_channel_adds_nothing(set_of, bad, mine):
+    hooks = set_of()
     if mine != "ours":
-        hooks.hooks["on_batch"] = core.HookContextChannel("on_batch")
-    hooks.register_hook("on_batch", Yielding("first"))
-    other = set_of(ours, Yielding("a"), channel="on_loop")
-    other.hooks["on_batch"] = core.HookContextChannel("on_batch")
-    other.hooks["on_batch"]._context_handlers = [Yielding("b"), bad("first")]
+        hooks.hooks["on_step"] = core.HookContextChannel("on_step")
+    hooks.register_hook("on_step", Yielding("first"))
+    other = set_of()
+    other.register_hook("on_loop", Yielding("a"))
+    other.hooks["on_step"] = channel_of_core(Yielding("b"), bad("first"))
     with pytest.raises(TypeError, match="on purpose"):
         hooks.register_pipeline_hooks(other)
-    assert keys(hooks.hooks["on_loop"]) == []
-    assert keys(hooks.hooks["on_batch"]) == ["first"]
+    assert names(hooks.hooks["on_loop"]) == []
+    assert names(hooks.hooks["on_step"]) == ["first"]
 
 
 def test_a_hash_may_register(lib):
@@ -224,17 +190,15 @@ def test_a_hash_may_register(lib):
 
     channel = lib.HookContextChannel("on_step")
     extra = Yielding("extra")
-    other = core.HookContextChannel("on_step")
-    other._context_handlers = [Yielding("a"), Registering("b")]
+    other = channel_of_core(Yielding("a"), Registering("b"))
     handle = channel.register_hook_channel(other)
-    assert sorted(keys(channel)) == ["a", "b", "extra"]
+    assert sorted(names(channel)) == ["a", "b", "extra"]
     channel.register(Registering("c"))
-    assert sorted(keys(channel)) == ["a", "b", "c", "extra"]
     handle()
-    assert sorted(keys(channel)) == ["c", "extra"]
+    assert sorted(names(channel)) == ["c", "extra"]
 
 
-def test_a_hook_that_was_unregistered_before_an_error_does_not_run(ours):
+def test_a_hook_that_was_unregistered_before_an_error_does_not_run(set_of):
     class Stubborn(Yielding):
         def __eq__(self, other):
             if stubborn:
@@ -244,23 +208,16 @@ def test_a_hook_that_was_unregistered_before_an_error_does_not_run(ours):
         __hash__ = Yielding.__hash__
 
     stubborn, log = False, []
-    channel = ours.HookContextChannel("on_step")
-    other = ours.HookContextChannel("on_step")
     # One equal to "b" is registered first, so that unregistering compares.
-    channel.register(Stubborn("b", log))
-    for hook in (Yielding("a", log), Stubborn("b", log)):
-        other.register(hook)
+    channel = set_of(Stubborn("b", log)).hooks["on_step"]
+    other = set_of(Yielding("a", log), Stubborn("b", log)).hooks["on_step"]
     handle = channel.register_hook_channel(other)
-    with channel.begin(None):
-        pass
-    assert log == ["b", "a"]
-    log.clear()
     stubborn = True
     with pytest.raises(TypeError, match="on purpose"):
         handle()
     with channel.begin(None):
         pass
-    assert log == keys(channel) == ["b"]
+    assert log == ["before b", "after b"] and names(channel) == ["b"]
 
 
 def test_a_child_registers_though_a_thread_was_registering(ours):
@@ -275,10 +232,9 @@ def test_a_child_registers_though_a_thread_was_registering(ours):
             return super().__hash__()
 
     channel = ours.HookContextChannel("on_step")
-    other = core.HookContextChannel("on_step")
-    other._context_handlers = [Yielding("a"), Waiting("b")]
     thread = threading.Thread(
-        target=channel.register_hook_channel, args=(other,)
+        target=channel.register_hook_channel,
+        args=(channel_of_core(Yielding("a"), Waiting("b")),),
     )
     thread.start()
     assert within.wait(60)
@@ -289,7 +245,7 @@ def test_a_child_registers_though_a_thread_was_registering(ours):
     if child == 0:
         try:
             channel.register(Yielding("c"))
-            os._exit(0 if keys(channel) == ["c"] else 1)
+            os._exit(0 if names(channel) == ["c"] else 1)
         finally:
             os._exit(2)
     deadline = time.monotonic() + 60
@@ -299,4 +255,4 @@ def test_a_child_registers_though_a_thread_was_registering(ours):
     go_on.set()
     thread.join(60)
     assert os.waitstatus_to_exitcode(status[1]) == 0
-    assert keys(channel) == ["a", "b"]
+    assert names(channel) == ["a", "b"]
