@@ -155,7 +155,10 @@ def stand_in(kind):
 
 @pytest.fixture
 def calls():
-    """What accelerate's own clip methods were called with, in order."""
+    """What accelerate's own clip methods were called with, in order.
+
+    They are not patched, which would make them others than accelerate's.
+    """
     names = {
         getattr(Accelerator, name).__code__: name
         for name in ("clip_grad_norm_", "clip_grad_value_")
@@ -229,6 +232,7 @@ class TestDelegated:
         assert hook.total_norm is None
 
     def test_deepspeed_that_keeps_the_gradients(self, ours):
+        """In buffers of its own; parameters have none."""
         accelerator = stand_in(DistributedType.DEEPSPEED)
         accelerator.deepspeed_engine_wrapped = SimpleNamespace(
             get_global_grad_norm=lambda: 7.0
@@ -315,34 +319,24 @@ class TestDelegated:
             assert torch.equal(param.grad, other.grad)
 
     @pytest.mark.parametrize("patched", [False, True])
-    def test_methods_of_its_own(self, clip, patched):
-        def method(**settings):
-            return mock.create_autospec(lambda *args: None, **settings)
-
-        norm, value = method(return_value=torch.tensor(3.0)), method()
-
-        class Own(Accelerator):
-            if not patched:
-
-                def clip_grad_norm_(self, *args):
-                    return norm(*args)
-
-                def clip_grad_value_(self, *args):
-                    return value(*args)
-
-        accelerator = Own(cpu=True)
+    @pytest.mark.parametrize(
+        ("mode", "settings", "expected"),
+        [
+            ("norm", {"max_norm": 2, "norm_type": 1}, [2, 1]),
+            ("value", {"clip_value": 2}, [2]),
+        ],
+    )
+    def test_methods_of_its_own(self, clip, patched, mode, settings, expected):
+        method = mock.Mock(return_value=torch.tensor(3.0))
+        name = f"clip_grad_{mode}_"
         if patched:
-            accelerator.clip_grad_norm_ = norm
-            accelerator.clip_grad_value_ = value
-        params, hook = clip(
-            accelerator, clip_mode="norm", max_norm=2, norm_type=1
-        )
-        (found, *rest), _ = norm.call_args
-        assert is_same(found, params) and rest == [2, 1]
-        assert hook.total_norm == 3
-        params, _ = clip(accelerator, clip_mode="value", clip_value=2)
-        (found, *rest), _ = value.call_args
-        assert is_same(found, params) and rest == [2]
-        norm.assert_called_once()
-        value.assert_called_once()
+            accelerator = Accelerator(cpu=True)
+            setattr(accelerator, name, method)
+        else:
+            own = {name: lambda self, *args: method(*args)}
+            accelerator = type("Own", (Accelerator,), own)(cpu=True)
+        params, hook = clip(accelerator, clip_mode=mode, **settings)
+        ((found, *rest),) = (call.args for call in method.mock_calls)
+        assert is_same(found, params) and rest == expected
+        assert hook.total_norm == (3 if mode == "norm" else None)
         assert torch.equal(params[0].grad, torch.tensor([3.0, 4.0]))

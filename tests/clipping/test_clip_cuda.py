@@ -1,6 +1,7 @@
 """Clipping on a GPU, against torch's own functions there.
 
-None of this has run on a GPU yet.
+None of this has run on a GPU yet. EXAMPLES is how many random lists are
+clipped.
 """
 
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import robo_orchard_fasthooks
@@ -31,6 +32,7 @@ from helpers.gradients import (
     build,
     cases,
     has_gradients,
+    random_lists,
     same_bits,
 )
 from robo_orchard_fasthooks.clip import (
@@ -54,11 +56,6 @@ VALUE = (clip_grad_value_, torch.nn.utils.clip_grad_value_)
 BOTH = pytest.mark.parametrize("clips", [NORM, VALUE], ids=["norm", "value"])
 # Both below and above what the gradients here come to.
 BOUNDS = pytest.mark.parametrize("bound", [0.01, 1e6])
-thorough = settings(
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
 foreachs = st.sampled_from([None, None, True, False])
 no_syncs = partial(sync_debug_mode, "error")
 
@@ -72,7 +69,7 @@ def each_once(case):
     return replace(case, shared=0, twice=0)
 
 
-def gradients(mixed=True):
+def gradients(device="cuda"):
     """Of several shapes and dtypes, large and small."""
     runs = (
         Run(40, (64,), torch.float32),
@@ -80,7 +77,7 @@ def gradients(mixed=True):
         Run(5, (64,), torch.bfloat16),
         Run(2, (), torch.float32),
     )
-    return Case(runs, mixed=mixed)
+    return build(Case(runs, mixed=True), device)
 
 
 @given(
@@ -90,7 +87,7 @@ def gradients(mixed=True):
     error_if_nonfinite=st.booleans(),
     foreach=foreachs,
 )
-@settings(thorough, max_examples=500)
+@random_lists
 def test_norm(case, bound, norm_type, error_if_nonfinite, foreach):
     """The bits of torch's function, or its error."""
     assert_clips_like(
@@ -108,7 +105,7 @@ def test_norm(case, bound, norm_type, error_if_nonfinite, foreach):
     clip_value=st.sampled_from(CLIP_VALUES),
     foreach=foreachs,
 )
-@settings(thorough, max_examples=200)
+@random_lists
 def test_value(case, clip_value, foreach):
     """The same, zeros and their signs included: foreach kernels on both."""
     assert_clips_like(
@@ -117,45 +114,29 @@ def test_value(case, clip_value, foreach):
 
 
 @pytest.mark.parametrize("dtype", [*REAL, torch.complex64], ids=str)
-@pytest.mark.parametrize("norm_type", NORM_TYPES)
-@pytest.mark.parametrize("ulps", range(-3, 4))
-def test_where_clipping_begins(ulps, norm_type, dtype):
+@pytest.mark.parametrize("ulps", range(-2, 3))
+def test_where_clipping_begins(ulps, dtype):
     """The coefficient is torch's to the last bit."""
     case = Case((Run(20, (64,), dtype),))
-    max_norm = Bound(ulps=ulps).max_norm(build(case, "cuda"), norm_type)
-    assert_clips_like(*NORM, lambda: build(case, "cuda"), max_norm, norm_type)
+    max_norm = Bound(ulps=ulps).max_norm(build(case, "cuda"), 2.0)
+    assert_clips_like(*NORM, lambda: build(case, "cuda"), max_norm)
 
 
 @BOTH
 @BOUNDS
-@pytest.mark.parametrize("foreach", [None, True, False])
-@pytest.mark.parametrize("first", ["cpu", "cuda"])
-def test_some_gradients_on_the_cpu(clips, bound, foreach, first):
-    """The total is on the device of the first gradient."""
+@pytest.mark.parametrize("devices", ["cpu cuda", "cuda cpu", "cuda:1 cuda:0"])
+def test_several_devices(clips, bound, devices):
+    """They are left to torch; the total is on the device of the first."""
+    devices = devices.split()
+    if torch.cuda.device_count() < 2 and "cuda:1" in devices:
+        pytest.skip("needs two CUDA GPUs")
 
     def make():
-        lists = {at: build(gradients(), at) for at in ("cpu", "cuda")}
-        second = "cuda" if first == "cpu" else "cpu"
-        pairs = zip(lists[first], lists[second], strict=True)
+        pairs = zip(*map(gradients, devices), strict=True)
         return [param for pair in pairs for param in pair]
 
-    got, _ = assert_clips_like(*clips, make, bound, foreach=foreach)
-    assert got is None or got.device.type == first
-
-
-@BOTH
-@BOUNDS
-@pytest.mark.skipif(
-    torch.cuda.device_count() < 2, reason="needs two CUDA GPUs"
-)
-def test_several_gpus(clips, bound):
-    """Such gradients are left to torch, which has its own order of them."""
-
-    def make():
-        first, second = (build(gradients(), f"cuda:{at}") for at in (1, 0))
-        return first + second
-
-    assert_clips_like(*clips, make, bound)
+    got, _ = assert_clips_like(*clips, make, bound)
+    assert got is None or got.device == make()[0].grad.device
 
 
 def test_syncs_are_noticed():
@@ -170,8 +151,8 @@ def test_syncs_are_noticed():
 def test_the_host_does_not_wait(clips, bound):
     """Not once, whichever side of the bound the gradients are on."""
     clip, reference = clips
-    params, expected = build(gradients(), "cuda"), build(gradients(), "cuda")
-    clip(build(gradients(), "cuda"), bound)
+    params, expected = gradients(), gradients()
+    clip(gradients(), bound)
     with no_syncs():
         got = clip(params, bound)
     total = reference(expected, bound)
@@ -179,36 +160,27 @@ def test_the_host_does_not_wait(clips, bound):
     assert_same_gradients(params, expected)
 
 
-@pytest.fixture
-def accelerator():
-    AcceleratorState._reset_state(True)
-    yield Accelerator()
-    AcceleratorState._reset_state(True)
-
-
 @BOUNDS
 @pytest.mark.parametrize("mode", ["norm", "value"])
-def test_the_hook_does_not_wait(accelerator, mode, bound):
+def test_the_hook_does_not_wait(mode, bound):
     """Nor does the hook at a step, which has torch's bits."""
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator()
     assert accelerator.device.type == "cuda"
-    config = robo_orchard_fasthooks.GradientClippingHookConfig(
+    hook = robo_orchard_fasthooks.GradientClippingHookConfig(
         clip_mode=mode, max_norm=bound, clip_value=bound
-    )
-    hook = config()
-
-    def step(context):
-        params = build(gradients(), "cuda")
+    )()
+    expected = gradients()
+    (NORM if mode == "norm" else VALUE)[1](expected, bound)
+    for context in (nullcontext, no_syncs):
+        params = gradients()
         args = robo_orchard_fasthooks.PipelineHookArgs(
             accelerator, optimizer=torch.optim.SGD(params, lr=1)
         )
         with context(), hook.begin("on_step", args):
             pass
-        return params
-
-    expected = build(gradients(), "cuda")
-    (NORM if mode == "norm" else VALUE)[1](expected, bound)
-    assert_same_gradients(step(nullcontext), expected)
-    assert_same_gradients(step(no_syncs), expected)
+        assert_same_gradients(params, expected)
+    AcceleratorState._reset_state(True)
 
 
 @BOTH
@@ -216,17 +188,15 @@ def test_the_hook_does_not_wait(accelerator, mode, bound):
 def test_captured_in_a_graph(clips, fill):
     """Replays clip what the gradients are by then, above or below alike."""
     clip, reference = clips
-    case = Case((Run(40, (64,), torch.float32),))
-    bound = 1.0
-    params = build(case, "cuda")
+    params = build(Case((Run(40, (64,), torch.float32),)), "cuda")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # Warm, as capturing asks for.
-        clip(params, bound)
+        clip(params, 1.0)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = clip(params, bound)
+        captured = clip(params, 1.0)
     # What it was captured with comes between: nothing is left of it.
     for now in (fill, "small", fill, "normal"):
         fresh = Case((Run(40, (64,), torch.float32, fill=now),), seed=7)
@@ -234,27 +204,23 @@ def test_captured_in_a_graph(clips, fill):
         for param, other in zip(params, expected, strict=True):
             param.grad.copy_(other.grad)
         graph.replay()
-        total = reference(expected, bound)
+        total = reference(expected, 1.0)
         assert captured is None or same_bits(captured, total)
         assert_same_gradients(params, expected)
 
 
-@pytest.mark.parametrize("first", [0, 7, 59])
-def test_not_finite(first):
+def test_not_finite():
     """It is named, which may wait for the device; nothing has changed."""
 
     def make():
         params = build(Case((Run(60, (64,), torch.float32),)), "cuda")
-        for at in (first, 59):
-            params[at].grad[3] = float("nan")
+        params[7].grad[3] = params[59].grad[3] = float("nan")
         return params
 
     params = make()
-    with pytest.raises(RuntimeError, match=rf"parameter {first}\b"):
+    with pytest.raises(RuntimeError, match=r"parameter 7\b"):
         clip_grad_norm_(params, 1.0, error_if_nonfinite=True)
     assert_same_gradients(params, make())
-    with pytest.raises(RuntimeError):
-        torch.nn.utils.clip_grad_norm_(make(), 1.0, error_if_nonfinite=True)
 
 
 @BOTH
@@ -270,29 +236,19 @@ def test_sparse(clips, bound):
     assert_treats_sparse_like(*clips, make, bound, 3)
 
 
-def launched(clip, case, bound):
-    """How much a call has the device run, after one of the same kind."""
-    params = build(case, "cuda")
-    clip(params, bound)
-    return launches(lambda: clip(params, bound))
-
-
 @BOTH
 @BOUNDS
-def test_no_more_launches_than_torch(clips, bound):
-    """For one dtype: small gradients, and ones of several blocks."""
-    runs = Run(1000, (64,), torch.float32), Run(20, (300, 300), torch.float32)
-    ours, theirs = (launched(clip, Case(runs), bound) for clip in clips)
-    assert 0 < ours <= theirs, (ours, theirs)
-
-
-@BOUNDS
-def test_a_tenth_of_torch_s_launches_for_two_dtypes(bound):
+@pytest.mark.parametrize("second", [torch.float32, torch.bfloat16], ids=str)
+def test_no_more_launches_than_torch(clips, bound, second):
     """torch multiplies, and copies norms, one by one where dtypes differ."""
-    runs = Run(500, (64,), torch.float32), Run(500, (64,), torch.bfloat16)
-    case = Case(runs, mixed=True)
-    ours, theirs = (launched(clip, case, bound) for clip in NORM)
-    assert 0 < ours <= theirs / 10, (ours, theirs)
+    runs = Run(500, (64,), torch.float32), Run(500, (64,), second)
+    counts = []
+    for clip in clips:
+        params = build(Case(runs, mixed=True), "cuda")
+        clip(params, bound)
+        counts.append(launches(lambda c=clip, p=params: c(p, bound)))
+    tenth = clips is NORM and second == torch.bfloat16
+    assert 0 < counts[0] <= counts[1] / (10 if tenth else 1), counts
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -301,8 +257,11 @@ def test_a_coefficient_of_another_dtype(dtype, total):
     """Rounded once for all gradients, it gives the bits of rounding each."""
     runs = Run(40, (64,), dtype), Run(3, (), dtype), Run(3, (70000,), dtype)
     for norm_dtype in (torch.float32, torch.float64):
-        params, expected = build(Case(runs), "cuda"), build(Case(runs), "cuda")
         total_norm = torch.tensor(total, dtype=norm_dtype, device="cuda")
-        clip_grads_with_norm_(params, 1.0, total_norm)
-        torch.nn.utils.clip_grads_with_norm_(expected, 1.0, total_norm)
-        assert_same_gradients(params, expected)
+        assert_clips_like(
+            clip_grads_with_norm_,
+            torch.nn.utils.clip_grads_with_norm_,
+            lambda: build(Case(runs), "cuda"),
+            1.0,
+            total_norm,
+        )

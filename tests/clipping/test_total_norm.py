@@ -1,7 +1,6 @@
 """`hook.total_norm`, where an accelerator clips by a method of its own."""
 
 import math
-from collections import namedtuple
 from fractions import Fraction
 
 import numpy as np
@@ -62,14 +61,9 @@ def assert_plain(found, expected):
 @pytest.mark.parametrize(
     "returned",
     [
-        7.0,
         7,
         Fraction(7),
         np.float32(7),
-        np.float64(7),
-        np.int64(7),
-        torch.tensor(7.0),
-        torch.tensor([7.0]),
         torch.tensor([[7]]),
         torch.tensor(7.0, dtype=torch.bfloat16),
         torch.nn.Parameter(torch.tensor([7.0])),
@@ -91,12 +85,8 @@ def test_what_is_not_finite(norm_of, value):
     "returned",
     [
         None,
-        {"grad_norm": 7.0},
         "7.0",
         (7.0,),
-        [torch.tensor(7.0)],
-        namedtuple("Norms", "total")(7.0),
-        object(),
         True,
         7j,
         10**400,
@@ -105,7 +95,6 @@ def test_what_is_not_finite(norm_of, value):
         torch.empty(0),
         torch.sparse_coo_tensor([[0]], [7.0], (1,), check_invariants=True),
         torch.Tensor,
-        float,
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -8,8 +8,8 @@ keeps that memory alive, so that a replay that should not have been is seen by
 its result and does not crash.
 
 What asks whether a tensor is on a CPU would not do what it does on CUDA, so
-`install` puts torch's foreach functions in the place of this package's norm,
-and the kernel is off.
+torch's foreach functions take the place of this package's norm, and the kernel
+is off.
 """
 
 import torch
@@ -18,9 +18,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from robo_orchard_fasthooks._clipping import replay
 from robo_orchard_fasthooks._clipping.gradients import GradientNorm
-from robo_orchard_fasthooks._clipping.torch_functions import get_total_norm
 
-__all__ = ["FakeGraph", "FakeGraphs"]
+CALLS_AT_REST = replay._REST
+GRAPHS = replay._KEYS
+MISSES = replay._DEBT
 
 
 class FakeGraph:
@@ -32,10 +33,9 @@ class FakeGraph:
         try:
             graphs.attempts += 1
             with recorder:
-                if graphs.fails:
-                    work()
-                    raise RuntimeError("capture failed")
                 self.result = work()
+                if graphs.fails:
+                    raise RuntimeError("capture failed")
         finally:
             for tensor, before in reversed(recorder.before):
                 tensor.copy_(before)
@@ -90,7 +90,6 @@ class FakeGraphs:
         alive (list[FakeGraph]): Those that were captured and not released.
         attempts (int): How often a capture was begun.
         replays (int): How often any was replayed.
-        ordinary (int): How often a norm was computed without a graph.
         fails (bool): Whether captures fail.
         breaks (bool): Whether replays fail.
         queue (Any): Where kernels are queued.
@@ -98,10 +97,11 @@ class FakeGraphs:
 
     def __init__(self, monkeypatch):
         self.alive = []
-        self.attempts = self.replays = self.ordinary = 0
+        self.attempts = self.replays = 0
         self.fails = self.breaks = False
         self.queue = "stream 0"
-        self.after_replay = lambda: None
+        self.after_replay = self.before_norm = lambda: None
+        replay._REPLAYS.clear()
         for name, value in {
             "CudaGraph": lambda work: FakeGraph(work, self),
             "_on_cuda": lambda grads: True,
@@ -113,11 +113,10 @@ class FakeGraphs:
         monkeypatch.setattr(replay.Tables, "usable", False)
 
     def _norm(self, gradients, params, norm_type, *others):
+        self.before_norm()
         grads = [param.grad for param in params if param.grad is not None]
-        self.ordinary += 1
-        return GradientNorm(
-            get_total_norm(grads, norm_type, foreach=True), grads
-        )
+        total = torch.nn.utils.get_total_norm(grads, norm_type, foreach=True)
+        return GradientNorm(total, grads)
 
 
 def _scale_to_norm_(gradients, params, norm, max_norm, foreach, name, scale_):
