@@ -243,14 +243,6 @@ class TestWhatIsPassed:
 
         assert_clips_like(function, reference, make, 0.5)
 
-    @BOTH
-    def test_keywords(self, function, reference):
-        name = "max_norm" if function is clip_grad_norm_ else "clip_value"
-        lists = build(repeated(4, (64,))), build(repeated(4, (64,)))
-        for clip, params in zip((function, reference), lists, strict=True):
-            clip(parameters=params, foreach=None, **{name: 0.5})
-        assert_same_gradients(*lists)
-
     @pytest.mark.parametrize(
         "args",
         [
@@ -271,14 +263,6 @@ class TestWhatIsPassed:
         norm_like_torch(list_of_two_dtypes, *args)
         if len(args) == 1:
             value_like_torch(list_of_two_dtypes, *args)
-
-    @BOTH
-    @pytest.mark.parametrize("parameters", [None, [None], [1.5]], ids=repr)
-    def test_no_parameters_at_all(self, function, reference, parameters):
-        with pytest.raises(Exception) as expected:
-            reference(parameters, 1.0)
-        with pytest.raises(expected.type):
-            function(parameters, 1.0)
 
 
 class Doubled(torch.Tensor):
@@ -379,15 +363,6 @@ class TestGradientsOfOtherKinds:
         )
         assert all(map(same_bits, found, expected))
 
-    @pytest.mark.parametrize("name", ["clip_grad_norm_", "clip_grad_value_"])
-    def test_torch_compile(self, name):
-        """Into one graph, which has no place for plans and numbers read."""
-        lists = build(repeated(5, (8,))), build(repeated(5, (8,)))
-        for module, params in zip((ours, torch.nn.utils), lists, strict=True):
-            clip = partial(getattr(module, name), foreach=None)
-            torch.compile(clip, backend="eager", fullgraph=True)(params, 0.1)
-        assert_same_gradients(*lists)
-
     @pytest.mark.parametrize("default", ["meta", "cpu"])
     def test_torch_s_default_device(self, default):
         """Shapes of which some are stacked, in another order."""
@@ -396,39 +371,22 @@ class TestGradientsOfOtherKinds:
             found = ours.get_total_norm(tensors)
         assert same_bits(found, torch.nn.utils.get_total_norm(tensors))
 
-    @BOTH
-    def test_meta(self, function, reference):
-        for clip in (function, reference):
-            got = clip(build(repeated(3, (4,)), "meta"), 0.5)
-            if got is not None:
-                assert got.device.type == "meta" and got.shape == ()
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
-    @pytest.mark.parametrize("bound", [0.5, math.inf])
-    def test_lazily_negated_or_conjugated(self, dtype, bound):
-        """torch refuses to multiply the negated; ours need not when it skips.
-
-        Either way they stay, or become, what their values say.
-        """
-
+    @pytest.mark.parametrize(
+        ("lazy", "dtype", "bound"),
+        [
+            (torch.conj, torch.complex64, 0.5),
+            (torch.conj, torch.complex64, math.inf),
+            (torch._neg_view, torch.float32, 0.5),  # torch refuses it.
+        ],
+    )
+    def test_lazily_negated_or_conjugated(self, lazy, dtype, bound):
         def make():
             params = build(repeated(5, (64,), dtype))
-            lazy = torch.conj if dtype.is_complex else torch._neg_view
             for param in params:
                 param.grad = lazy(param.grad)
             return params
 
-        clip = torch.nn.utils.clip_grad_norm_
-        if attempt(clip, make(), bound)[1] is None or bound == 0.5:
-            norm_like_torch(make, bound)
-        else:
-            params, (total, error) = make(), attempt(clip, make(), math.inf)
-            got, error = attempt(clip_grad_norm_, params, bound)
-            if error is None:
-                grads = [param.grad for param in params]
-                total = torch.nn.utils.get_total_norm(grads)
-                assert same_bits(got, total)
-                assert_same_gradients(params, make())
+        norm_like_torch(make, bound)
 
 
 class TestInTorchsPlace:
@@ -447,15 +405,8 @@ class TestInTorchsPlace:
             (partial(with_subclass, Doubled), None),
             (partial(with_subclass, torch.nn.Parameter, [9]), None),
             (partial(build, repeated(3, (4,)), "meta"), None),
-            (
-                lambda: (
-                    build(repeated(2, (4,)))
-                    + build(repeated(2, (4,), torch.float64, fill=1.0))
-                ),
-                False,
-            ),
         ],
-        ids=["foreach", "subclass", "one subclass", "meta", "dtypes"],
+        ids=["foreach", "subclass", "one subclass", "meta"],
     )
     def test_left_to_torch(self, call, make, foreach):
         def clip(module, params):
@@ -475,14 +426,16 @@ class TestInTorchsPlace:
         assert expected is None or same_bits(got, expected)
         assert_same_gradients(params, theirs)
 
-    def test_traced(self):
-        params, theirs = build(repeated(3, (4,))), build(repeated(3, (4,)))
-        clip = torch.compile(
-            partial(ours.clip_grad_norm_, foreach=None), backend="eager"
+    @pytest.mark.parametrize("name", ["clip_grad_norm_", "clip_grad_value_"])
+    def test_compiled_into_one_graph(self, name):
+        """Which has no place for plans, nor for numbers that are read."""
+        lists = build(repeated(5, (8,))), build(repeated(5, (8,)))
+        compiled = torch.compile(
+            getattr(ours, name), backend="eager", fullgraph=True
         )
-        clip(params, 0.1)
-        torch_clip_grad.clip_grad_norm_(theirs, 0.1)
-        assert_same_gradients(params, theirs)
+        compiled(lists[0], 0.1)
+        getattr(torch_clip_grad, name)(lists[1], 0.1)
+        assert_same_gradients(*lists)
 
 
 class TestRefused:
@@ -605,12 +558,3 @@ class TestRefused:
             clip_grad_norm_(params, 0.5, 1.0, True)
         assert not re.search(r"parameter \d", str(error.value))
         assert all(param.grad == limit for param in params)
-
-    @pytest.mark.parametrize("norm_type", [math.inf, -math.inf, -1.0])
-    @pytest.mark.parametrize("count", [1, 5, 600])
-    def test_norms_that_nothing_has(self, count, norm_type):
-        case = Case(
-            (Run(3, (64,), torch.float32), Run(count, (0,), torch.float32))
-        )
-        _, error = norm_like_torch(lambda: build(case), 0.5, norm_type)
-        assert type(error) is RuntimeError

@@ -109,10 +109,6 @@ def another_address(params, graphs):
     params[-1].grad = params[-1].grad.clone()
 
 
-def missing(params, graphs):
-    params[1].grad = None
-
-
 def another_stream(params, graphs):
     graphs.queue = "stream 1"
 
@@ -141,17 +137,15 @@ def another_dtype(params, graphs):
     put(params[1], torch.zeros(5).half(), grad)
 
 
-def smaller(params, graphs):
-    params.pop()
-
-
-CHANGES = (
-    *(other_addresses, another_address, missing, another_stream),
-    *(other_strides, another_shape, fewer_elements, another_dtype, smaller),
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(other_addresses, another_address, other_strides, another_stream),
+        *(another_shape, fewer_elements, another_dtype),
+        lambda params, _: params.pop(),
+        lambda params, _: setattr(params[1], "grad", None),
+    ],
 )
-
-
-@pytest.mark.parametrize("change", CHANGES)
 def test_gradients_that_have_changed_are_not_replayed(graphs, clips, change):
     params = parameters()
     for _ in range(4):
@@ -186,26 +180,6 @@ def test_settings_that_have_changed_are_not_replayed(
     assert (graphs.attempts, graphs.replays) == (1, 2)
 
 
-def test_another_way_of_clipping_is_not_replayed(graphs, clips):
-    params = parameters()
-    for _ in range(5):
-        clips.norm(params, 0.5)
-        clips.value(params, 0.5)
-    assert (graphs.attempts, graphs.replays) == (2, 4)
-
-
-def test_a_missing_gradient_that_comes_back(graphs, clips):
-    params = parameters()
-    for _ in range(4):
-        clips.norm(params)
-    grad, params[1].grad = params[1].grad, None
-    clips.norm(params)
-    assert graphs.replays == 1
-    params[1].grad = grad
-    clips.norm(params)
-    assert (graphs.attempts, graphs.replays) == (1, 2)
-
-
 def test_addresses_that_alternate(graphs, clips):
     """As two lists of one length do, and the allocator's memory may."""
     lists = [parameters(), parameters()]
@@ -222,23 +196,11 @@ def test_repeated_misses_end_attempts_for_long(graphs, clips):
         other_addresses(params, graphs)
         clips.norm(params)
     for _ in range(CALLS_AT_REST):  # The same gradients: nothing is tried.
-        clips.norm(params)
+        clip_grad_norm_(params, 1.0, cuda_graph=True)
     assert graphs.attempts == 0
     for _ in range(4):
         clips.norm(params)
     assert (graphs.attempts, graphs.replays) == (1, 1)
-
-
-def test_captures_that_do_not_pay_end(graphs, clips):
-    """Gradients that move after every fifth call."""
-    params, kept = parameters(), []
-    for _ in range(50):
-        kept.append([param.grad for param in params])
-        other_addresses(params, graphs)
-        for _ in range(5):
-            clips.norm(params)
-    assert 1 < graphs.attempts < 8
-    assert not graphs.alive
 
 
 def test_a_bound_that_follows_a_schedule(graphs, clips):
@@ -315,23 +277,6 @@ def test_a_warning_that_is_an_error(graphs, clips):
     clips.norm(params)
 
 
-def test_an_error_of_the_ordinary_way(graphs, clips):
-    params = parameters()
-    for _ in range(2):
-        clips.norm(params)
-    graphs.before_norm = lambda: 1 / 0
-    before = [param.grad.clone() for param in params]
-    with pytest.raises(ZeroDivisionError):
-        clip_grad_norm_(params, 1.0, cuda_graph=True)
-    for param, grad in zip(params, before, strict=True):
-        assert same_bits(param.grad, grad)
-    assert graphs.attempts == 0
-    graphs.before_norm = lambda: None
-    for _ in range(2):
-        clips.norm(params)
-    assert (graphs.attempts, graphs.replays) == (1, 1)
-
-
 class Training:
     """A hook with cuda_graph=True, and an optimizer."""
 
@@ -391,36 +336,6 @@ def test_a_thread_that_comes_during_a_replay(graphs):
     assert graphs.replays == 2
 
 
-def test_threads_have_graphs_of_their_own(graphs):
-    failures = []
-
-    def run():
-        try:
-            params, clips = parameters(), Clips()
-            for _ in range(20):
-                clips.norm(params)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
-    assert graphs.attempts == 4
-    assert graphs.replays == 4 * 17
-
-
-def test_two_optimizers_and_one_hook(graphs):
-    first, second = Training(), Training()
-    second.hook = first.hook
-    for _ in range(6):
-        first.step()
-        second.step()
-    assert (graphs.attempts, graphs.replays) == (2, 6)
-
-
 def test_graphs_go_with_their_optimizer(graphs):
     training = Training()
     for _ in range(5):
@@ -437,15 +352,6 @@ def test_graphs_go_with_their_optimizer(graphs):
     gc.collect()
     assert optimizer() is None
     assert graph() is None
-
-
-def test_gradient_accumulation(graphs):
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-    training = Training(accelerator)
-    for _ in range(12):
-        with accelerator.accumulate():
-            training.step()
-    assert (graphs.attempts, graphs.replays) == (1, 3)
 
 
 @pytest.mark.parametrize("cuda_graph", [None, False])

@@ -165,16 +165,6 @@ def test_a_frozen_parameter_is_unscaled_too(
     assert_next_step_works(hook, accelerator, optimizer)
 
 
-def test_a_sparse_gradient_of_a_frozen_parameter(accelerator, prepare):
-    """It is unscaled, as by torch, and not clipped."""
-    good = make_param(torch.zeros(3), torch.full((3,), 32.0))
-    frozen = make_param(SPARSE, SPARSE.clone()).requires_grad_(False)
-    hook = ours.GradientClippingHookConfig(**VALUE)()
-    run(hook, accelerator, prepare(good, frozen))
-    assert_same(good.grad, torch.ones(3))
-    assert_same(frozen.grad, SPARSE / SCALE)
-
-
 @pytest.fixture
 def mesh():
     dist.init_process_group(
@@ -233,7 +223,7 @@ def test_plain_beside_dtensor_where_torch_unscales(
     replicates = dtype == torch.float32
     with implicit_replication() if replicates else nullcontext():
         hook = ours.GradientClippingHookConfig(**BELOW)()
-        run(hook, accelerator, prepare(*params))
+        run(hook, accelerator, prepare(*reversed(params)))
     assert params[0].grad.tolist() == [3.0] * 3
     assert params[1].grad.full_tensor().tolist() == [4.0] * 3
 
@@ -302,15 +292,6 @@ class TestErrorIfNonfinite:
             assert ("accelerator.scaler.update()" in notes) == overflowed
         assert_next_step_works(hook, accelerator, optimizer)
 
-    def test_an_update_lowers_the_scale(
-        self, hook, accelerator, prepare, params, grads
-    ):
-        self.fails(hook, accelerator, prepare(*params))
-        accelerator.scaler.update()
-        overflowed = not math.isfinite(sum(sum(grads, [])))
-        expected = SCALE / 2 if overflowed else SCALE
-        assert accelerator.scaler.get_scale() == expected
-
     def test_another_optimizer_keeps_its_state(
         self, hook, accelerator, prepare, params
     ):
@@ -355,30 +336,6 @@ class TestErrorIfNonfinite:
             self.fails(hook, accelerator, wrapper)
             for param, grad in zip(params, grads, strict=True):
                 assert_same(param.grad, torch.tensor(grad))
-
-    def test_with_the_optimizer_hook(self, hook, accelerator, params):
-        optimizer = accelerator.prepare_optimizer(
-            torch.optim.SGD(params, lr=1)
-        )
-        accelerator._optimizers = [optimizer]
-        hooks = ours.PipelineHooks.from_hooks([hook, ours.OptimizerHook()])
-        args = ours.PipelineHookArgs(
-            accelerator, optimizer=optimizer, lr_scheduler=mock.Mock()
-        )
-        for grad, failure in [
-            (None, pytest.raises(RuntimeError, match="is not finite")),
-            (24.0, nullcontext()),
-            (24.0, nullcontext()),
-        ]:
-            for param in params:
-                if grad is not None:
-                    param.grad = torch.full_like(param, grad)
-            with failure, hooks.begin("on_step", args):
-                pass
-        for param in params:  # Two steps, each of norm 1 over both.
-            torch.testing.assert_close(
-                param.detach(), torch.full((3,), -2 / 6**0.5)
-            )
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])

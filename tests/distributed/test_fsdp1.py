@@ -359,20 +359,6 @@ def beside_dtensors(flat, norm_type, chosen, strategy=FULL):
         check_close("gradient", found, old * CLIPS / (expected + 1e-6))
 
 
-@CASES(flat=[False, True], without=[False, True])
-def beside_dtensors_by_value(flat, without):
-    model = backward(fsdp1_model(flat))
-    params = [*model.parameters(), placed(Shard(0), mesh_of(2))]
-    if without:
-        params[-1].grad = None
-    expected = [
-        None if grad is None else grad.clamp(-0.5, 0.5)
-        for grad in grads(params)
-    ]
-    run_hook(value_hook(0.5), params, model=model)
-    check_same("gradient", grads(params), expected)
-
-
 @CASES()
 def beside_dtensors_without_gradients():
     """Which have no part in a norm of which the smallest count."""

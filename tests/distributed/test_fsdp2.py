@@ -13,7 +13,6 @@ from distributed.checks import (
     CLIPS_NOT,
     INF,
     NAN,
-    backward,
     check_clipped,
     check_close,
     check_same,
@@ -171,21 +170,6 @@ def value(rank, by_hook):
     check_same("gradient", grads(params), grads(clamped))
 
 
-@CASES(chosen=[(1, 3, 0, 2), (3,)], without=[(), (2,), (0, 1, 2, 3)])
-def some_parameters(chosen, without):
-    """Several parameter groups; some parameters have no gradient."""
-    params, _ = with_grads()
-    for index in without:
-        params[index].grad = None
-    oracle = copies(params)
-    expected = nn.utils.clip_grad_norm_([oracle[at] for at in chosen], CLIPS)
-    hook = norm_hook()
-    *groups, last = ({"params": [params[index]]} for index in chosen)
-    run_hook(hook, [*groups, {**last, "weight_decay": 0.1}])
-    check_total(hook.total_norm, expected)
-    check_same("gradient", grads(params), grads(oracle))
-
-
 @CASES(
     rank=[0, 1],
     missing=[(0,), (1, 2), (0, 1, 2, 3)],
@@ -202,36 +186,6 @@ def missing_on_one_rank(rank, missing, norm_type, by_hook):
     before, expected = copies(params), norm_of_parts(params, norm_type)
     total = clip_by(by_hook, params, norm_type)
     check_clipped(total, params, before, expected)
-
-
-@CASES()
-def training():
-    """Three steps of a model that two optimizers share."""
-    runs = []
-    for by_hook in (True, False):
-        model = sharded_model()
-        weights, biases = (
-            [param for param in model.parameters() if param.ndim == ndim]
-            for ndim in (2, 1)
-        )
-        optimizers = torch.optim.AdamW(weights), torch.optim.SGD(biases)
-        hooks = [norm_hook(0.5) for _ in optimizers]
-        runs.append([])
-        for _ in range(3):
-            backward(model)
-            for optimizer, hook in zip(optimizers, hooks, strict=True):
-                if by_hook:
-                    run_hook(hook, optimizer)
-                    total = hook.total_norm
-                else:
-                    (params,) = (g["params"] for g in optimizer.param_groups)
-                    total = nn.utils.clip_grad_norm_(params, 0.5)
-                runs[-1].append(full(total))
-                optimizer.step()
-                optimizer.zero_grad()
-        runs[-1] += map(full, model.parameters())
-    check_same("total or parameter", *runs)
-    check_same("total or parameter on both ranks", *from_all(runs[0]))
 
 
 @CASES(norm_type=[INF, 2, -INF])
