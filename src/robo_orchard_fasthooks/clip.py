@@ -1,7 +1,7 @@
 """Gradient clipping with the signatures and exact results of torch.nn.utils.
 
-How a list of gradients is handled is planned once, kept between calls and
-checked at each call. A plan refers to no parameter and no gradient.
+A plan is made once per list, cached, and checked on each call. It refers to no
+parameter and no gradient.
 """
 
 from __future__ import annotations
@@ -10,24 +10,18 @@ import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 from threading import get_ident
-from types import GeneratorType, ModuleType
-from typing import TYPE_CHECKING
+from types import GeneratorType
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.nn.utils import clip_grad
+from torch.utils._foreach_utils import _device_has_foreach_support
 
-from robo_orchard_fasthooks._clipping import algorithm, torch_functions
-from robo_orchard_fasthooks._clipping.gradients import GradientNorm, full
-from robo_orchard_fasthooks._clipping.kinds import kind_of
-from robo_orchard_fasthooks._clipping.local import LocalGradients
-from robo_orchard_fasthooks._clipping.norms import (
-    norm_given,
-    norm_of_tensors,
-)
-
-if TYPE_CHECKING:
-    from robo_orchard_fasthooks._clipping.dtensor import DTensorGradients
+from robo_orchard_fasthooks._clipping import algorithm
+from robo_orchard_fasthooks._clipping.gradients import Gradients, present
+from robo_orchard_fasthooks._clipping.groups import Groups, replicated
+from robo_orchard_fasthooks._cuda_graph import replay
 
 __all__ = [
     "clip_grad_norm_",
@@ -51,8 +45,9 @@ def clip_grad_norm_(
     """Scales gradients so that their norm is at most `max_norm`, in place.
 
     Each is multiplied by `min(1, max_norm / (total_norm + 1e-6))`. A drop-in
-    for `torch.nn.utils.clip_grad_norm_`, which has the formula. On CUDA,
-    nothing waits for the device unless `error_if_nonfinite` is set.
+    for `torch.nn.utils.clip_grad_norm_`, which has the formula. On CUDA, the
+    host waits for the device only if `error_if_nonfinite` is set, or if a rank
+    lacks sharded gradients.
 
     Args:
         parameters (Tensor | Iterable[Tensor]): The parameters whose gradients
@@ -66,8 +61,9 @@ def clip_grad_norm_(
         norm_type (float): The p of the p-norm, `inf` included.
         error_if_nonfinite (bool): Whether a norm that is NaN or infinite is
             an error.
-        foreach (bool | None): False loops over plain gradients as torch does;
-            True is an error on devices that have no foreach kernels.
+        foreach (bool | None): False calls torch's own function, which loops
+            over the gradients; True is an error on devices that have no
+            foreach kernels.
         cuda_graph (bool | None): Whether plain gradients on one CUDA device
             are clipped by a CUDA graph that is replayed while they stay at
             their addresses, and by a Triton kernel where Triton is installed.
@@ -81,17 +77,12 @@ def clip_grad_norm_(
 
     Raises:
         NotImplementedError: A gradient is sparse and torch (before 2.14) has
-            no norm of sparse tensors; its elements share memory and it has to
-            be scaled; or it is a DTensor with the placement
-            Partial("product"), or with Partial("max") or Partial("min") and
-            `max_norm` is negative. No gradient has changed.
+            no norm of sparse tensors; it has to be scaled, but its elements
+            share memory or it was made in inference mode; or it is a DTensor
+            with the placement Partial("product"). No gradient has changed.
         RuntimeError: The norm is not finite and `error_if_nonfinite` is set.
             No gradient has changed.
     """
-    if _is_traced():
-        return torch.nn.utils.clip_grad_norm_(
-            parameters, max_norm, norm_type, error_if_nonfinite, foreach
-        )
     params = _listed(parameters)
     if not params and isinstance(parameters, GeneratorType):
         warnings.warn(
@@ -99,15 +90,16 @@ def clip_grad_norm_(
             "occur.",
             stacklevel=2,
         )
-    norm: GradientNorm = _way(cuda_graph).clip_by_norm(
-        _gradients(params),
-        params,
-        max_norm,
-        norm_type,
-        error_if_nonfinite,
-        foreach,
+    if _left_to_torch(params, foreach) or max_norm < 0:
+        return clip_grad.clip_grad_norm_(
+            params, max_norm, norm_type, error_if_nonfinite, foreach
+        )
+    gradients, groups = _grouped(params)
+    way = replay if cuda_graph else algorithm
+    total_norm, mesh = way.clip_by_norm(
+        gradients, params, groups, max_norm, norm_type, error_if_nonfinite
     )
-    return norm.as_torch_returns()
+    return replicated(total_norm, mesh)
 
 
 def get_total_norm(
@@ -118,8 +110,8 @@ def get_total_norm(
 ) -> Tensor:
     """Computes the norm of tensors as if they were one vector.
 
-    A drop-in for `torch.nn.utils.get_total_norm`, which torch has from 2.6 on:
-    the first half of `clip_grad_norm_`.
+    A drop-in for `torch.nn.utils.get_total_norm`: the first half of
+    `clip_grad_norm_`.
 
     Args:
         tensors (Tensor | Iterable[Tensor]): The tensors, usually gradients:
@@ -139,15 +131,16 @@ def get_total_norm(
             Partial("product").
         RuntimeError: The norm is not finite and `error_if_nonfinite` is set.
     """
-    if _is_traced():
-        return torch_functions.get_total_norm(
-            tensors, norm_type, error_if_nonfinite, foreach
-        )
     found = _listed(tensors)
-    with torch.no_grad():
-        return norm_of_tensors(
-            _gradients(found), found, norm_type, error_if_nonfinite, foreach
+    if _left_to_torch(found, foreach):
+        return clip_grad._get_total_norm(
+            found, norm_type, error_if_nonfinite, foreach
         )
+    gradients = _kept(len(found), 0, get_ident())
+    total_norm, mesh = algorithm.total_norm_of(
+        gradients, found, norm_type, error_if_nonfinite
+    )
+    return replicated(total_norm, mesh)
 
 
 def clip_grads_with_norm_(
@@ -159,8 +152,8 @@ def clip_grads_with_norm_(
     """Scales gradients whose norm is known, in place.
 
     Each is multiplied by `min(1, max_norm / (total_norm + 1e-6))`. A drop-in
-    for `torch.nn.utils.clip_grads_with_norm_`, which torch has from 2.6 on:
-    the second half of `clip_grad_norm_`.
+    for `torch.nn.utils.clip_grads_with_norm_`: the second half of
+    `clip_grad_norm_`.
 
     Args:
         parameters (Tensor | Iterable[Tensor]): The parameters whose gradients
@@ -172,21 +165,16 @@ def clip_grads_with_norm_(
         foreach (bool | None): As in `clip_grad_norm_`.
 
     Raises:
-        NotImplementedError: The elements of a gradient share memory, or it is
-            a DTensor with the placement Partial("product"), or with
-            Partial("max") or Partial("min") and `max_norm` is negative. No
-            gradient has changed.
+        NotImplementedError: A gradient has to be scaled, but its elements
+            share memory or it was made in inference mode; or it is a DTensor
+            with the placement Partial("product"). No gradient has changed.
     """
-    if _is_traced():
-        torch_functions.clip_grads_with_norm_(
-            parameters, max_norm, total_norm, foreach
-        )
-        return
     params = _listed(parameters)
-    gradients = _gradients(params)
-    with torch.no_grad():
-        norm = norm_given(gradients, params, full(total_norm), foreach)
-        algorithm.scale_to_norm_(gradients, params, norm, max_norm, foreach)
+    if _left_to_torch(params, foreach) or max_norm < 0:
+        clip_grad._clip_grads_with_norm_(params, max_norm, total_norm, foreach)
+        return
+    gradients, groups = _grouped(params)
+    algorithm.scale_with_norm_(gradients, params, groups, max_norm, total_norm)
 
 
 def clip_grad_value_(
@@ -199,9 +187,7 @@ def clip_grad_value_(
     """Clamps each element of gradients to [-clip_value, clip_value], in place.
 
     A drop-in for `torch.nn.utils.clip_grad_value_`. DTensors are clamped shard
-    by shard, without communication, except that those with the placement
-    Partial("sum") or Partial("avg"), which torch does not support, are reduced
-    first. Every rank has to make that call.
+    by shard, without communication.
 
     Args:
         parameters (Tensor | Iterable[Tensor]): The parameters whose gradients
@@ -211,61 +197,53 @@ def clip_grad_value_(
         cuda_graph (bool | None): As in `clip_grad_norm_`.
 
     Raises:
-        NotImplementedError: A gradient is sparse or complex, its dtype is not
-            floating, has 8 bits or (on a CPU) cannot represent `clip_value`,
-            its elements share memory, or it is a DTensor with the placement
-            Partial("product"). No gradient has changed.
+        NotImplementedError: A gradient is sparse or complex, its dtype cannot
+            represent `clip_value` (on a CPU), its elements share memory, it
+            was made in inference mode, or it is a DTensor with the placement
+            Partial of another operation than "max" or "min". No gradient has
+            changed.
     """
-    if _is_traced():
-        torch.nn.utils.clip_grad_value_(parameters, clip_value, foreach)
-        return
     params = _listed(parameters)
-    _way(cuda_graph).clip_by_value(
-        _gradients(params), params, clip_value, foreach
-    )
+    if _left_to_torch(params, foreach):
+        clip_grad.clip_grad_value_(params, clip_value, foreach)
+        return
+    gradients, groups = _grouped(params)
+    way = replay if cuda_graph else algorithm
+    way.clip_by_value(gradients, params, groups, clip_value)
 
 
-def _way(cuda_graph: bool | None) -> ModuleType:
-    """The module whose functions clip."""
-    if not cuda_graph:
-        return algorithm
-    from robo_orchard_fasthooks._clipping import replay
-
-    return replay
+def _listed(tensors: _Tensors) -> list[Tensor]:
+    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
 
 
-def _is_traced() -> bool:
-    """Whether operations are recorded, to be repeated on other tensors.
+def _left_to_torch(tensors: list[Tensor], foreach: bool | None) -> bool:
+    """Whether torch's own functions are called.
 
-    torch.compile, torch.export, make_fx and torch.jit.trace can record neither
-    what is kept between calls nor numbers that are read.
+    They raise if foreach=True is not possible. torch.compile, torch.export,
+    make_fx and torch.jit.trace record operations to repeat them on other
+    tensors, but not plans that are kept nor numbers that are read.
     """
     return (
         torch.compiler.is_compiling()
         or get_proxy_mode() is not None
         or torch._C._is_tracing()
+        or foreach is False
+        or bool(foreach)
+        and not all(_device_has_foreach_support(t.device) for t in tensors)
     )
 
 
-def _listed(tensors: _Tensors) -> list[Tensor]:
-    if isinstance(tensors, Tensor):
-        return [tensors]
-    return list(tensors)
+def _grouped(params: list[Tensor]) -> tuple[Gradients, Groups]:
+    first = id(params[0]) if params else 0
+    gradients = _kept(len(params), first, get_ident())
+    return gradients, gradients.groups(params, present(params))
 
 
-def _gradients(tensors: list[Tensor]) -> LocalGradients | DTensorGradients:
-    return _kept(kind_of(tensors), len(tensors), get_ident())
+@lru_cache(maxsize=32)
+def _kept(count: int, first: int, thread: int) -> Gradients:
+    """Returns what is kept between calls for lists that are likely the same.
 
-
-@lru_cache(maxsize=16)
-def _kept(
-    kind: type[LocalGradients] | type[DTensorGradients],
-    count: int,
-    thread: int,
-) -> LocalGradients | DTensorGradients:
-    """Returns what is kept between calls for lists of this kind and length.
-
-    Lists of one length are likely to hold the same gradients. A thread does
+    They have the same length, and begin with the same parameter. A thread does
     not share what it keeps.
     """
-    return kind()
+    return Gradients()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import isnan
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from pydantic import model_validator
 
-from robo_orchard_fasthooks._clipping.step import clip_at_step
+from robo_orchard_fasthooks._stepping.step import ClipSettings, clip_at_step
 from robo_orchard_fasthooks.mixin import (
     ClassType,
     HookContext,
@@ -23,11 +23,9 @@ class GradientClippingHook(PipelineHooks):
     """Clips the gradients of the optimizer's parameters after each step.
 
     It clips when gradients are synchronized (at the end of an accumulation),
-    and does nothing when the step failed. Its settings may be changed between
-    steps. Where gradients are sharded, every rank has to run it. Where
-    parameters are plain tensors but their gradients are DTensors, every rank
-    also has to have each of these gradients: a rank that lacks one cannot know
-    that the others wait for it.
+    and does nothing when the step failed. Its settings, which
+    GradientClippingHookConfig describes, may be changed between steps. Where
+    gradients are sharded, every rank has to run it.
 
     If a gradient or a setting is refused, no gradient has changed. If an error
     occurs after a GradScaler has unscaled gradients, they are scaled again,
@@ -36,8 +34,8 @@ class GradientClippingHook(PipelineHooks):
     Note:
         Register this hook before an OptimizerHook: callbacks run in the order
         of registration, and the optimizer has to step on clipped gradients.
-        If an OptimizerHook has stepped the optimizer earlier in the same
-        phase, this hook warns once and names the positions of both.
+        If an OptimizerHook has stepped the optimizer already when this hook
+        first clips for it, this hook warns once.
 
     Args:
         cfg (GradientClippingHookConfig): The settings.
@@ -53,35 +51,11 @@ class GradientClippingHook(PipelineHooks):
     """
 
     clip_mode: Literal["norm", "value"]
-    """Whether to limit the norm of all gradients or each of their values."""
-
     clip_value: float | None
-    """The largest absolute value of a gradient, in mode "value"."""
-
     max_norm: float | None
-    """The largest norm of all gradients together, in mode "norm"."""
-
     norm_type: float
-    """The p of the p-norm, `inf` included, in mode "norm"."""
-
     error_if_nonfinite: bool
-    """Whether a norm that is NaN or infinite is an error, in mode "norm".
-
-    Under a GradScaler the error does not lower the loss scale; a call of
-    `accelerator.scaler.update()` does.
-    """
-
-    foreach: bool | None
-    """False loops over plain gradients one by one; True requires foreach
-    kernels and is an error on devices that do not have them."""
-
     cuda_graph: bool | None
-    """Whether plain gradients on one CUDA device are clipped by a CUDA graph
-    that is replayed while they stay at their addresses, and by a Triton kernel
-    where Triton is installed. None means no.
-
-    Experimental: it has not run on a GPU. It has no effect elsewhere.
-    """
 
     total_norm: torch.Tensor | None
     """The norm before clipping that was computed last, over all ranks: a plain
@@ -101,7 +75,6 @@ class GradientClippingHook(PipelineHooks):
         self.max_norm = cfg.max_norm
         self.norm_type = cfg.norm_type
         self.error_if_nonfinite = cfg.error_if_nonfinite
-        self.foreach = cfg.foreach
         self.cuda_graph = cfg.cuda_graph
         self.total_norm = None
         self.register_hook(
@@ -128,7 +101,7 @@ class GradientClippingHookConfig(PipelineHooksConfig[GradientClippingHook]):
     """
 
     # JSON has no infinity, which `norm_type` may be.
-    model_config = {"ser_json_inf_nan": "strings"}
+    model_config = {"ser_json_inf_nan": "strings", "extra": "forbid"}
 
     class_type: ClassType[GradientClippingHook] = GradientClippingHook
 
@@ -147,10 +120,6 @@ class GradientClippingHookConfig(PipelineHooksConfig[GradientClippingHook]):
     error_if_nonfinite: bool = False
     """Whether a norm that is NaN or infinite is an error, in mode "norm"."""
 
-    foreach: bool | None = None
-    """False loops over plain gradients one by one; True requires foreach
-    kernels and is an error on devices that do not have them."""
-
     cuda_graph: bool | None = None
     """Whether plain gradients on one CUDA device are clipped by a CUDA graph
     that is replayed while they stay at their addresses, and by a Triton kernel
@@ -159,13 +128,13 @@ class GradientClippingHookConfig(PipelineHooksConfig[GradientClippingHook]):
     Experimental: it has not run on a GPU. It has no effect elsewhere.
     """
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_foreach(cls, data: Any) -> Any:
+        # Configs that an earlier version has saved have it.
+        if isinstance(data, dict) and data.get("foreach", True) is None:
+            return {k: v for k, v in data.items() if k != "foreach"}
+        return data
+
     def __post_init__(self) -> None:
-        bound = "clip_value" if self.clip_mode == "value" else "max_norm"
-        value = getattr(self, bound)
-        mode = f"when clip_mode is {self.clip_mode!r}"
-        if value is None:
-            raise ValueError(f"{bound} must be specified {mode}.")
-        if not value >= 0:  # Refuses NaN too.
-            raise ValueError(f"{bound} must be non-negative {mode}.")
-        if isnan(self.norm_type):
-            raise ValueError("norm_type must not be NaN.")
+        ClipSettings.of(self).bound()

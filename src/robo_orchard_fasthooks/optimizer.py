@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robo_orchard_fasthooks._clipping.order import unwrapped
+from robo_orchard_fasthooks._stepping.step import mark_stepped
 from robo_orchard_fasthooks.mixin import (
     ClassType,
     HookContext,
@@ -29,10 +29,6 @@ class OptimizerHook(PipelineHooks):
             no lr_scheduler.
     """
 
-    _stepped: int | None
-    """The id of the unwrapped optimizer that was stepped when the hook last
-    ran, None if it stepped none; read by GradientClippingHook."""
-
     def __init__(self, cfg: OptimizerHookConfig | None = None):
         super().__init__()
         self.register_hook(
@@ -45,7 +41,6 @@ class OptimizerHook(PipelineHooks):
         Args:
             hook_args (PipelineHookArgs): Has `optimizer` and `lr_scheduler`.
         """
-        self._stepped = None
         if getattr(hook_args, "exception", None) is not None:
             return
         # The trainer of RoboOrchardLab 0.5 steps the optimizer itself.
@@ -66,7 +61,7 @@ class OptimizerHook(PipelineHooks):
         optimizer.step()
         lr_scheduler.step()
         optimizer.zero_grad()
-        self._stepped = id(unwrapped(optimizer))
+        mark_stepped(optimizer, hook_args)
 
 
 class OptimizerHookConfig(PipelineHooksConfig[OptimizerHook]):

@@ -1,175 +1,213 @@
-"""Norm, coefficient and scale; or clamp: the two ways of clipping."""
+"""The two ways of clipping: norm, coefficient and scale; or clamp."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from robo_orchard_fasthooks._clipping.gradients import (
-    GradientNorm,
-    Gradients,
-    are_plain,
-    replicated,
+from robo_orchard_fasthooks._clipping.gradients import Gradients
+from robo_orchard_fasthooks._clipping.groups import (
+    Group,
+    Groups,
+    TorchGroup,
+    full,
 )
-from robo_orchard_fasthooks._clipping.kinds import dtensor_gradients
-from robo_orchard_fasthooks._clipping.local import DEVICES, LocalGradients
-from robo_orchard_fasthooks._clipping.norms import norm_of_gradients
 from robo_orchard_fasthooks._clipping.refusals import (
     Name,
-    are_contiguous,
     by_index,
+    by_value,
     inference,
-    is_clampable,
+    not_finite,
     overlapping,
-    partial_extremum,
-    product,
     refuse,
     sparse,
-    unclampable,
+    unscalable,
 )
-from robo_orchard_fasthooks._clipping.torch_functions import (
-    clip_grads_with_norm_,
-)
-
-__all__ = [
-    "clip_by_norm",
-    "clip_by_value",
-    "scale_to_norm_",
-]
 
 
 def clip_by_norm(
     gradients: Gradients,
     params: list[Tensor],
+    groups: Groups,
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
-    foreach: bool | None = None,
     name: Name = by_index,
-) -> GradientNorm:
+) -> tuple[Tensor, Any]:
     """Clips as `clip_grad_norm_` does.
 
     Args:
-        gradients (Gradients): How the gradients are stored, which may be kept
-            from step to step.
+        gradients (Gradients): How the gradients are stored.
         params (list[Tensor]): The parameters.
+        groups (Groups): Their gradients, from `gradients.groups`.
         max_norm (float): The largest norm.
         norm_type (float): The p of the p-norm.
-        error_if_nonfinite (bool): Whether a norm has to be finite.
-        foreach (bool | None): Whether to use foreach kernels.
-        name (Name): Names a parameter in errors.
+        error_if_nonfinite (bool): Whether the norm has to be finite.
+        name (Name): Names a gradient in errors.
 
     Returns:
-        GradientNorm: The norm before clipping, over all ranks.
+        tuple[Tensor, DeviceMesh | None]: The norm before clipping over all
+            ranks, 0-dim and plain, and the mesh of all gradients if they have
+            one.
     """
     # As torch.no_grad(), in half its time: 0.6 us.
     with torch.set_grad_enabled(False):
-        norm = norm_of_gradients(
-            gradients, params, norm_type, error_if_nonfinite, foreach, name
+        total_norm, mesh = norm_of_groups(
+            gradients, params, groups, norm_type, error_if_nonfinite, name
         )
-        scale_to_norm_(gradients, params, norm, max_norm, foreach, name)
-    return norm
+        scale_to_norm_(gradients, params, groups, max_norm, total_norm, name)
+    return total_norm, mesh
+
+
+def total_norm_of(
+    gradients: Gradients,
+    tensors: list[Tensor],
+    norm_type: float,
+    error_if_nonfinite: bool,
+) -> tuple[Tensor, Any]:
+    """Computes the norm of tensors, which need not be gradients."""
+    with torch.set_grad_enabled(False):
+        groups = gradients.groups(tensors, tensors)
+        return norm_of_groups(
+            gradients,
+            tensors,
+            groups,
+            norm_type,
+            error_if_nonfinite,
+            lambda index: f"tensor {index}",
+            tensors,
+        )
+
+
+def norm_of_groups(
+    gradients: Gradients,
+    params: list[Tensor],
+    groups: Groups,
+    norm_type: float,
+    error_if_nonfinite: bool,
+    name: Name,
+    tensors: list[Tensor] | None = None,
+) -> tuple[Tensor, Any]:
+    """Computes the norm of groups, and checks it; no gradient changes.
+
+    Args:
+        gradients (Gradients): Made the groups.
+        params (list[Tensor]): The parameters.
+        groups (Groups): Their gradients.
+        norm_type (float): The p of the p-norm.
+        error_if_nonfinite (bool): Whether the norm has to be finite.
+        name (Name): Names a gradient in errors.
+        tensors (list[Tensor] | None): What is normed, if not gradients.
+
+    Returns:
+        tuple[Tensor, DeviceMesh | None]: As `clip_by_norm` returns it.
+    """
+
+    def named() -> list[Tensor | None]:
+        return [*tensors] if tensors else [param.grad for param in params]
+
+    norm_type = float(norm_type)
+    if any(group.is_partial for group in groups):
+        refuse(named(), name, unscalable)
+    try:
+        total_norm, mesh = gradients.total_norm(params, groups, norm_type)
+    except NotImplementedError:
+        refuse(named(), name, sparse)
+        raise
+    if error_if_nonfinite and not total_norm.isfinite():
+        on_ranks = gradients.is_collective(params)
+        raise RuntimeError(not_finite(named(), norm_type, name, on_ranks))
+    return total_norm, mesh
+
+
+def coefficient_of(total_norm: Tensor, max_norm: float) -> Tensor:
+    """The formula of torch.nn.utils.clip_grads_with_norm_."""
+    return torch.clamp(max_norm / (total_norm + 1e-6), max=1.0)
 
 
 def scale_to_norm_(
     gradients: Gradients,
     params: list[Tensor],
-    norm: GradientNorm,
+    groups: Groups,
     max_norm: float,
-    foreach: bool | None = None,
+    total_norm: Tensor,
     name: Name = by_index,
-    scale_: Callable[[GradientNorm, Tensor], None] | None = None,
 ) -> None:
-    """Scales gradients so that their norm is at most `max_norm`.
-
-    Args:
-        gradients (Gradients): How the gradients are stored.
-        params (list[Tensor]): The parameters.
-        norm (GradientNorm): Their norm, and how to scale the gradients.
-        max_norm (float): The largest norm.
-        foreach (bool | None): For gradients that are left to torch.
-        name (Name): Names a parameter in errors.
-        scale_ (Callable[[GradientNorm, Tensor], None] | None): Used in place
-            of `gradients.scale_`.
+    """Scales gradients whose norm is known so that it is at most `max_norm`.
 
     Raises:
-        NotImplementedError: Elements of a gradient share memory, or it is the
-            maximum or minimum of parts and `max_norm` is negative. It is
-            named, and no gradient has changed. Or it is an inference tensor;
-            then others have changed, as in torch.
+        NotImplementedError: A gradient cannot be changed in place. It is
+            named, and no gradient has changed.
     """
-    if not norm.local and not norm.left_to_torch:
+    if not groups:
         return
     max_norm = float(max_norm)
-    if max_norm < 0:  # As in torch, the coefficient is negative, too.
-        refuse(params, partial_extremum, name)
-    # The formula of torch.nn.utils.clip_grads_with_norm_.
-    coefficient = torch.clamp(max_norm / (norm.total_norm + 1e-6), max=1.0)
+    coefficient = coefficient_of(total_norm, max_norm)
     # Multiplying by 1 reads and writes every gradient for nothing, but for
     # signs of complex zeros; on CUDA, to look at it is to wait for the device.
-    scaled = bool(norm.local) and not (
-        coefficient.is_cpu and coefficient.item() >= 1 and not norm.has_complex
-    )
-    if norm.left_to_torch or (
-        scaled and not norm.contiguous and not are_contiguous(norm.local)
-    ):
-        refuse(params, overlapping, name)
-    try:
-        # First what torch may refuse, so that nothing has changed if it does.
-        for mesh, left in norm.left_to_torch:
-            total_norm = replicated(norm.total_norm, mesh)
-            clip_grads_with_norm_(left, max_norm, total_norm, foreach)
-        if scaled:
-            (scale_ or gradients.scale_)(norm, coefficient)
-    except RuntimeError:
-        refuse(params, inference, name)
-        raise
+    is_one = coefficient.is_cpu and coefficient.item() >= 1
+    scaled, left = [], []
+    for group in groups:
+        if isinstance(group, TorchGroup):
+            left.append(group)
+        elif group.plan and (not is_one or group.plan.has_complex):
+            scaled.append((group, group.plan))
+    if left or not all(plan.is_writable for _, plan in scaled):
+        grads = [param.grad for param in params]
+        refuse(grads, name, overlapping, inference)
+    # First what torch may refuse, so that nothing has changed if it does.
+    for group in left:
+        group.scale_(max_norm, total_norm)
+    for group, _ in scaled:
+        gradients.multiply_(group, coefficient)
+
+
+def scale_with_norm_(
+    gradients: Gradients,
+    params: list[Tensor],
+    groups: Groups,
+    max_norm: float,
+    total_norm: Tensor,
+) -> None:
+    """Clips as `clip_grads_with_norm_` does."""
+    with torch.set_grad_enabled(False):
+        if any(group.is_partial for group in groups):
+            grads = [param.grad for param in params]
+            refuse(grads, by_index, unscalable)
+        scale_to_norm_(gradients, params, groups, max_norm, full(total_norm))
 
 
 def clip_by_value(
     gradients: Gradients,
     params: list[Tensor],
+    groups: Groups,
     clip_value: float,
-    foreach: bool | None = None,
     name: Name = by_index,
 ) -> None:
     """Clips as `clip_grad_value_` does.
-
-    Args:
-        gradients (Gradients): How the gradients are stored, which may be kept
-            from step to step.
-        params (list[Tensor]): The parameters.
-        clip_value (float): The largest absolute value.
-        foreach (bool | None): Whether to use foreach kernels.
-        name (Name): Names a parameter in errors.
 
     Raises:
         NotImplementedError: A gradient cannot be clamped; it is named, and no
             gradient has changed.
     """
     clip_value = float(clip_value)
-    grads = gradients.local(params)
-    if not is_clampable(grads, clip_value):
-        refuse(params, unclampable(clip_value), name)
-    if not are_contiguous(grads):
-        refuse(params, sparse, name)
-        refuse(params, overlapping, name)
-    by_torch = type(gradients) is LocalGradients and (
-        foreach is False
-        or (foreach and not DEVICES >= {grad.device.type for grad in grads})
-        or (grads and not are_plain(grads))
-    )
-    if by_torch and (dtensors := dtensor_gradients(params)):
-        gradients, by_torch = dtensors, False
-    try:
-        if by_torch:
-            torch.nn.utils.clip_grad_value_(params, clip_value, foreach)
-            return
-        with torch.set_grad_enabled(False):
-            gradients.clamp_(params, grads, clip_value, foreach)
-    except RuntimeError:
-        refuse(params, product, name)
-        refuse(params, inference, name)
-        raise
+    with torch.set_grad_enabled(False):
+        if not all(is_clampable(group, clip_value) for group in groups):
+            grads = [param.grad for param in params]
+            refuse(grads, name, *by_value(clip_value))
+        for group in groups:
+            if isinstance(group, TorchGroup):
+                group.clamp_(clip_value)
+        for group in groups:
+            if isinstance(group, Group) and group.plan is not None:
+                group.plan.clamp_(group.grads, clip_value)
+
+
+def is_clampable(group: Group | TorchGroup, clip_value: float) -> bool:
+    """Whether no check of clipping by value can find a fault."""
+    if isinstance(group, TorchGroup) or group.is_partial:
+        return False
+    plan = group.plan
+    return not plan or (plan.is_writable and plan.can_clamp(clip_value))

@@ -13,16 +13,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from robo_orchard_fasthooks._clipping.dtensor import DTensorGradients
-from robo_orchard_fasthooks._clipping.gradients import (
-    GradientNorm,
-    Gradients,
-    by_dtype,
-)
-from robo_orchard_fasthooks._clipping.local import LocalGradients
-from robo_orchard_fasthooks._clipping.mesh import identity_of, reduce_max
-
-__all__ = ["FSDP1Gradients"]
+from robo_orchard_fasthooks._clipping.foreach import by_dtype
+from robo_orchard_fasthooks._clipping.gradients import Gradients
+from robo_orchard_fasthooks._clipping.groups import Group, Groups
+from robo_orchard_fasthooks._clipping.mesh import identity, reduce_max
 
 
 class FSDP1Gradients(Gradients):
@@ -30,8 +24,8 @@ class FSDP1Gradients(Gradients):
 
     FullyShardedDataParallel.clip_grad_norm_ clips all parameters of a model.
     This class has its arithmetic (norms in fp32, the coefficient in the dtype
-    of the gradient), and for all parameters its exact results. The norm of
-    DTensors, which it does not support, is that of DTensorGradients.
+    of the gradient), and for all parameters its exact results. DTensors, which
+    it does not support, are normed as elsewhere.
 
     Args:
         params (list[Tensor]): The parameters, the same ones on every rank.
@@ -42,14 +36,10 @@ class FSDP1Gradients(Gradients):
             models. The only argument of the exception is the parameter.
     """
 
-    collective = True
-
     def __init__(
         self, params: list[Tensor], models: Iterable[torch.nn.Module]
     ):
         super().__init__()
-        self._unsharded = LocalGradients()
-        self._dtensors = DTensorGradients()
         place = {id(param): index for index, param in enumerate(params)}
         # In FSDP's order, on which the last bits of the norm depend.
         self._sharded: dict[
@@ -78,77 +68,45 @@ class FSDP1Gradients(Gradients):
             self._whole.append(index)
 
     @override
-    def unsupported(self, norm_type: float) -> str | None:
-        if self._sharded and norm_type == 0:
-            return "norm_type 0 is not supported with FSDP1"
-        return None
-
-    @override
-    def local(self, params: list[Tensor]) -> list[Tensor]:
-        return self._dtensors.local(params)
+    def is_collective(self, params: list[Tensor]) -> bool:
+        return bool(self._sharded) or super().is_collective(params)
 
     @override
     def total_norm(
-        self,
-        params: list[Tensor],
-        norm_type: float,
-        foreach: bool | None = None,
-    ) -> GradientNorm | None:
+        self, params: list[Tensor], groups: Groups, norm_type: float
+    ) -> tuple[Tensor, Any]:
         if not self._sharded:
-            return self._unsharded.total_norm(params, norm_type, foreach)
-        dtensors = [params[i] for i in self._whole if _is_dtensor(params[i])]
-        grads = [param.grad for param in dtensors]
-        # First, since this may refuse a gradient.
-        shards = self._dtensors.placed.shards(dtensors, grads)
-        wholes = [n for _, n in self._dtensors.norms(grads, shards, norm_type)]
+            return super().total_norm(params, groups, norm_type)
+        if norm_type == 0:
+            raise ValueError("norm_type 0 is not supported with FSDP1")
+        wholes = [g.norm(norm_type) for g in groups if g.mesh is not None]
         parts = [
             (_norm(params, indices, norm_type, device), group)
             for (group, device), indices in self._sharded.items()
         ]
         first = parts[0][0]
-        plain = [i for i in self._whole if not _is_dtensor(params[i])]
-        wholes.append(_norm(params, plain, norm_type, first.device))
-        wholes = [norm.to(first) for norm in wholes]
+        wholes.append(_norm(params, self._whole, norm_type, first.device))
+        known = [norm.to(first) for norm in wholes if norm is not None]
         if isinf(norm_type):
             reduced = [reduce_max(n, norm_type, group) for n, group in parts]
-            total = torch.linalg.vector_norm(
-                torch.stack([*wholes, *reduced]), norm_type
-            )
-        else:
-            total = first.new_zeros(())
-            for norm, group in parts:
-                power = norm**norm_type
-                dist.all_reduce(power, group=group)
-                total += power
-            for norm in wholes:
-                total += norm**norm_type
-            total = total ** (1.0 / norm_type)
-        found = self._dtensors.scaling(dtensors, shards, total)
-        others = [param for param in params if not _is_dtensor(param)]
-        return found._replace(local=found.local + super().local(others))
+            return torch.linalg.vector_norm(
+                torch.stack([*known, *reduced]), norm_type
+            ), None
+        total = first.new_zeros(())
+        for norm, group in parts:
+            power = norm**norm_type
+            dist.all_reduce(power, group=group)
+            total += power
+        for norm in known:
+            total += norm**norm_type
+        return total ** (1.0 / norm_type), None
 
     @override
-    def scale_(self, norm: GradientNorm, coefficient: Tensor) -> None:
+    def multiply_(self, group: Group, coefficient: Tensor) -> None:
         if not self._sharded:
-            return super().scale_(norm, coefficient)
-        for group in by_dtype(norm.local):
-            torch._foreach_mul_(group, coefficient.to(group[0]))
-
-    @override
-    def clamp_(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        clip_value: float,
-        foreach: bool | None = None,
-    ) -> None:
-        if any(map(_is_dtensor, params)):
-            return self._dtensors.clamp_(params, grads, clip_value, foreach)
-        super().clamp_(params, grads, clip_value, foreach)
-
-
-def _is_dtensor(param: Tensor) -> bool:
-    return isinstance(param, DTensor) or isinstance(param.grad, DTensor)
+            return super().multiply_(group, coefficient)
+        for grads in by_dtype(group.grads) if group.grads else ():
+            torch._foreach_mul_(grads, coefficient.to(grads[0]))
 
 
 def _handles(models: Iterable[torch.nn.Module]) -> Iterator[Any]:
@@ -166,14 +124,16 @@ def _norm(
     norm_type: float,
     device: torch.device,
 ) -> Tensor:
-    """The fp32 norm of the gradients of some parameters on this rank."""
+    """The fp32 norm of the plain gradients of some parameters on this rank."""
     grads = [
         grad
         for index in indices
-        if (grad := params[index].grad) is not None and grad.numel()
+        if (grad := params[index].grad) is not None
+        and grad.numel()
+        and not isinstance(grad, DTensor)
     ]
     if not grads:
-        nothing = identity_of(norm_type)
+        nothing = identity(norm_type)
         return torch.tensor(nothing, dtype=torch.float32, device=device)
     norms = [
         norm

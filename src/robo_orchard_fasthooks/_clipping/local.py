@@ -1,11 +1,10 @@
-"""Plain gradients: their norms, bit for bit torch's."""
+"""Plain gradients on one device: norm, scale and clamp with torch's bits."""
 
 from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from operator import itemgetter
 from typing import Any
@@ -14,19 +13,28 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
-from typing_extensions import override
 
-from robo_orchard_fasthooks._clipping.gradients import (
-    GradientNorm,
-    Gradients,
-    are_plain,
+from robo_orchard_fasthooks._clipping.foreach import (
+    multiply_,
     on_device,
 )
+from robo_orchard_fasthooks._clipping.refusals import (
+    cannot_clamp,
+    inference,
+    overlapping,
+)
 
-__all__ = ["DEVICES", "LocalGradients", "torch_order"]
+_TensorGuards: Any = getattr(
+    getattr(getattr(torch._C, "_dynamo", None), "guards", None),
+    "TensorGuards",
+    None,
+)
 
 DEVICES = {"cpu", "cuda"}
 """The types of devices whose gradients are not left to torch."""
+
+WIDE_DTYPES = {torch.bfloat16, torch.float32, torch.float64}
+"""Real dtypes that represent 3e38."""
 
 _STACK_NUMEL = 2048
 """Above it, copying a gradient costs as much as torch's per-tensor overhead:
@@ -42,165 +50,194 @@ dimension between threads, which changes the last bits."""
 
 _STACK_DTYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 
-_Tensors = tuple[Tensor, ...] | list[Tensor]
+_CLAMP_NUMEL = 12288
+"""The elements from which on a gradient is clamped by itself on a CPU, in one
+pass over memory, and not by two foreach calls for all. The speed-up for 200
+gradients of 8,192, 12,288 and 16,384 elements was 0.80x, 0.96x and 1.1x for
+fp32, and 0.91x, 1.04x and 1.1x for fp16; bf16 and fp64 gain from 8,192 on."""
 
 
-class LocalGradients(Gradients):
-    """Plain gradients, each whole on this rank.
-
-    On CPU, small gradients of equal shape and dtype are stacked and normed
-    along a dimension: torch's norm of one tensor costs a microsecond. Which
-    ones is planned once and kept for as long as the gradients allow it.
-    """
+class LocalGradients:
+    """Plans how a list of gradients is clipped, and keeps the last plan."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._plan: _Plan | None = None
+        self._kept: LocalPlan | None = None
+        self._count = 0
+        self._are_alike: Callable[..., bool] = bool
 
-    @override
-    def total_norm(
-        self,
-        params: list[Tensor],
-        norm_type: float,
-        foreach: bool | None = None,
-    ) -> GradientNorm | None:
-        return self.norm_of(self.local(params), norm_type, foreach)
+    def plan(self, grads: list[Tensor]) -> LocalPlan | None:
+        """Returns a plan for these gradients.
 
-    def norm_of(
-        self,
-        tensors: list[Tensor],
-        norm_type: float,
-        foreach: bool | None = None,
-    ) -> GradientNorm | None:
-        """Computes the norm of tensors, as `total_norm` does of gradients."""
-        if not tensors:
-            return GradientNorm(torch.tensor(0.0), tensors)
-        found = None if foreach is False else self._normed(tensors, norm_type)
-        if found is None:
-            return None
-        norms, plan = found
-        return GradientNorm(
-            torch.linalg.vector_norm(norms, norm_type),
-            tensors,
-            plan.groups(tensors),
-            plan.has_complex,
-            plan.stacks_all,
-        )
-
-    def with_norm(
-        self,
-        params: list[Tensor],
-        total_norm: Tensor,
-        foreach: bool | None = None,
-    ) -> GradientNorm | None:
-        """Finds out how to scale gradients of which the norm is known.
-
-        Args:
-            params (list[Tensor]): The parameters.
-            total_norm (Tensor): The norm: plain, 0-dim.
-            foreach (bool | None): As in `total_norm`.
-
-        Returns:
-            GradientNorm | None: The norm, and how to scale the gradients;
-                None if all of them have to be left to torch.
+        None if they have to be left to torch: they are not plain and dense, or
+        not on one CPU or CUDA device.
         """
-        grads = self.local(params)
-        if not grads:
-            return GradientNorm(total_norm, grads)
         if (
-            foreach is False
-            or not are_plain(grads)
-            or not _on_one_device(grads)
+            self._kept is not None
+            and len(grads) == self._count
+            and self._are_alike(*grads)
         ):
+            return self._kept
+        self._kept = None
+        if not _are_plain(grads):
             return None
+        (device, layout), *more = {
+            (grad.device, grad.layout) for grad in grads
+        }
+        if more or device.type not in DEVICES or layout != torch.strided:
+            return None
+        plan = LocalPlan(grads)
+        # A plan may hold a tensor, which is fake if the gradients are.
+        if type(grads[0]) is Tensor:
+            self._count, self._are_alike = len(grads), _guard(grads)
+            self._kept = plan
+        return plan
+
+
+def _are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether one or more tensors are of torch.Tensor itself.
+
+    torch's FakeTensor counts as such on CUDA. On a CPU, numbers are read,
+    which it does not have.
+    """
+    kinds = set(map(type, tensors))
+    return kinds == {Tensor} or (
+        kinds == {FakeTensor} and all(tensor.is_cuda for tensor in tensors)
+    )
+
+
+def _guard(grads: list[Tensor]) -> Callable[..., bool]:
+    """Makes a function that tells whether other gradients are like these.
+
+    They are if types, dispatch keys, dtypes, devices, sizes and strides are
+    equal. torch's own check takes 77 ns for each gradient; to read only dtypes
+    and shapes takes 300.
+    """
+    if _TensorGuards is not None:
+        check: Callable[..., bool] = _TensorGuards(
+            *grads, dynamic_dims_sizes=None, dynamic_dims_strides=None
+        ).check
+        return check
+
+    def metadata(*tensors: Tensor) -> list[Any]:
+        return [
+            (type(t), t.layout, t.dtype, t.device, t.is_inference())
+            + ((t.shape, t.stride()) if t.layout == torch.strided else ())
+            for t in tensors
+        ]
+
+    expected = metadata(*grads)
+    return lambda *tensors: metadata(*tensors) == expected
+
+
+class LocalPlan:
+    """How gradients of these dtypes, shapes and strides are clipped.
+
+    On a CPU, small gradients of equal shape and dtype are stacked and normed
+    along a dimension: torch's norm of one tensor costs a microsecond.
+
+    Args:
+        grads (list[Tensor]): Plain, dense gradients, one or more, all on one
+            CPU or CUDA device. None of them is referred to.
+    """
+
+    def __init__(self, grads: list[Tensor]):
         dtypes = {grad.dtype for grad in grads}
-        return GradientNorm(
-            total_norm,
-            grads,
-            [grads] if len(dtypes) == 1 else (),
-            any(dtype.is_complex for dtype in dtypes),
+        self.device = grads[0].device
+        self.dtypes = dtypes
+        self.has_complex = any(dtype.is_complex for dtype in dtypes)
+        # Whether all of them can be changed in place.
+        self.is_writable = not any(map(inference, grads)) and (
+            all(map(Tensor.is_contiguous, grads))
+            or not any(map(overlapping, grads))
+        )
+        self._by_dtype: list[Callable[[list[Tensor]], Any]] = []
+        # On a CPU, the foreach functions are loops, which accept any list.
+        if len(dtypes) > 1 and self.device.type != "cpu":
+            self._by_dtype = [
+                _take(
+                    [i for i, grad in enumerate(grads) if grad.dtype == dtype]
+                )
+                for dtype in dtypes
+            ]
+        sizes = list(enumerate(map(Tensor.numel, grads)))
+        self._large = [i for i, size in sizes if size >= _CLAMP_NUMEL]
+        self._small = [i for i, size in sizes if size < _CLAMP_NUMEL]
+        self._norms: _Norms | None = None
+
+    def can_clamp(self, clip_value: float) -> bool:
+        """Whether torch can clamp all of them to [-clip_value, clip_value]."""
+        if self.dtypes <= WIDE_DTYPES and abs(clip_value) < 3e38:
+            return True
+        is_cuda = self.device.type == "cuda"
+        return not any(
+            cannot_clamp(dtype, is_cuda, clip_value) for dtype in self.dtypes
         )
 
-    def norms(self, grads: list[Tensor], norm_type: float) -> Tensor | None:
+    def norms(self, grads: list[Tensor], norm_type: float) -> Tensor:
         """Computes the norm of each gradient.
 
-        Args:
-            grads (list[Tensor]): Gradients, one or more.
-            norm_type (float): The p of the p-norm.
-
         Returns:
-            Tensor | None: A vector in the order in which torch sums the
-                norms, of their promoted dtype; None if the gradients are not
-                plain and dense and on one CPU or CUDA device.
+            Tensor: A vector in the order in which torch sums the norms, of
+                their promoted dtype.
         """
-        found = self._normed(grads, norm_type)
-        return found[0] if found else None
+        if self._norms is None:
+            self._norms = _Norms(grads)
+        return self._norms(grads, norm_type)
 
-    def _normed(
-        self, grads: list[Tensor], norm_type: float
-    ) -> tuple[Tensor, _Plan] | None:
-        """Computes `norms`, and tells by which plan."""
-        if not are_plain(grads):
-            return None
-        # A plan may hold a tensor, which is fake if the gradients are.
-        fake = type(grads[0]) is FakeTensor
-        if self._plan is not None and not fake:
-            # Gradients of other shapes do not stack, sparse ones do not norm.
-            with suppress(RuntimeError):
-                norms = self._plan(grads, norm_type)
-                if norms is not None:
-                    return norms, self._plan
-        if not _on_one_device(grads):
-            return None
-        plan = _Plan(grads)
-        if not fake:
-            self._plan = plan
-        norms = plan(grads, norm_type)
-        return None if norms is None else (norms, plan)
+    def norm(self, grads: list[Tensor], norm_type: float) -> Tensor:
+        """Computes the norm of all gradients, 0-dim."""
+        norms = self.norms(grads, norm_type)
+        norm: Tensor = torch.linalg.vector_norm(norms, norm_type)
+        return norm
+
+    def multiply_(self, grads: list[Tensor], coefficient: Tensor) -> None:
+        """Multiplies the gradients by a real 0-dim coefficient, in place."""
+        coefficient = coefficient.to(self.device)
+        for group in self.groups(grads):
+            multiply_(group, coefficient)
+
+    def clamp_(self, grads: list[Tensor], clip_value: float) -> None:
+        """Clamps the gradients to [-clip_value, clip_value], in place."""
+        groups = self.groups(grads)
+        # On CUDA, `clamp_` is a launch for each gradient, and may give -0.0
+        # where clip_value is 0 and the foreach kernels give 0.0.
+        if self.device.type == "cpu":
+            for index in self._large:
+                grads[index].clamp_(-clip_value, clip_value)
+            if self._large:
+                groups = [[grads[index] for index in self._small]]
+        for group in filter(None, groups):
+            # Foreach has no clamp; its two halves are two passes.
+            torch._foreach_clamp_min_(group, -clip_value)
+            torch._foreach_clamp_max_(group, clip_value)
+
+    def groups(self, grads: list[Tensor]) -> list[Any]:
+        """The gradients by dtype, as fused kernels need them."""
+        return [take(grads) for take in self._by_dtype] or [grads]
 
 
-def _on_one_device(grads: list[Tensor]) -> bool:
-    """Whether gradients, one or more, are dense on one CPU or CUDA device."""
-    (device, layout), *others = {(grad.device, grad.layout) for grad in grads}
-    return not others and device.type in DEVICES and layout == torch.strided
-
-
-class _Plan:
+class _Norms:
     """Which gradients are normed together."""
 
     def __init__(self, grads: list[Tensor]):
-        self._dtypes = [grad.dtype for grad in grads]
-        dtypes = set(self._dtypes)
-        self.has_complex = any(dtype.is_complex for dtype in dtypes)
-        self._device = grads[0].device
-        self._one_group = len(dtypes) == 1 or self._device.type == "cpu"
-        stacks = _stacks(grads) if self._device.type == "cpu" else []
+        stacks = _stacks(grads) if grads[0].is_cpu else []
         stacked = set(chain(*stacks))
-        rests: defaultdict[torch.dtype, list[int]] = defaultdict(list)
         order = torch_order(grads)
+        rests: defaultdict[torch.dtype, list[int]] = defaultdict(list)
         for index in order:
             if index not in stacked:
-                rests[self._dtypes[index]].append(index)
+                rests[grads[index].dtype].append(index)
         self._stacks = [_take(stack) for stack in stacks]
         self._rests = [_take(rest) for rest in rests.values()]
-        self.stacks_all = not rests
         self._order = _in_order(
-            [*stacks, *rests.values()], order, self._device
+            [*stacks, *rests.values()], order, grads[0].device
         )
 
-    def __call__(self, grads: list[Tensor], norm_type: float) -> Tensor | None:
-        """The norms, or None where the plan does not fit."""
-        if [grad.dtype for grad in grads] != self._dtypes:
-            return None
+    def __call__(self, grads: list[Tensor], norm_type: float) -> Tensor:
         parts = []
         for take in self._stacks:
             alike = take(grads)
-            # Others are summed in the order of their memory.
-            if not all(map(Tensor.is_contiguous, alike)):
-                return None
             stack = torch.stack(alike).view(len(alike), -1)
-            if stack.numel() >= _GRAIN_SIZE:
-                return None
             parts.append(torch.linalg.vector_norm(stack, norm_type, dim=1))
         norms: list[Tensor] = []
         for take in self._rests:
@@ -213,15 +250,7 @@ class _Plan:
         if norms:
             parts += _vectors(norms)
         vector = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if vector.device != self._device:
-            return None
         return vector if self._order is None else vector[self._order]
-
-    def groups(self, grads: list[Tensor]) -> list[Any]:
-        """The gradients as GradientNorm.groups has them."""
-        if self._one_group:
-            return [grads]
-        return [take(grads) for take in self._rests]
 
 
 def _stacks(grads: list[Tensor]) -> list[list[int]]:
@@ -231,6 +260,7 @@ def _stacks(grads: list[Tensor]) -> list[list[int]]:
         if (
             0 < grad.numel() <= _STACK_NUMEL
             and grad.dtype in _STACK_DTYPES
+            # Others are summed in the order of their memory.
             and grad.is_contiguous()
         ):
             alike[grad.shape, grad.dtype].append(index)
@@ -250,11 +280,7 @@ def _take(indices: list[int]) -> Callable[[list[Tensor]], Any]:
 
 
 def torch_order(grads: list[Tensor]) -> list[int]:
-    """The order in which torch sums norms, on which the last bits depend.
-
-    Returns:
-        list[int]: Indices of the gradients: those of one dtype together.
-    """
+    """The order in which torch sums norms: by dtype. The last bits need it."""
     if len({grad.dtype for grad in grads}) == 1:
         return list(range(len(grads)))
     groups = _group_tensors_by_device_and_dtype([[*grads]], True).values()
@@ -262,17 +288,11 @@ def torch_order(grads: list[Tensor]) -> list[int]:
 
 
 def _in_order(
-    parts: Iterable[list[int]], order: list[int], device: torch.device
+    parts: list[list[int]], order: list[int], device: torch.device
 ) -> Tensor | None:
     """The index that brings concatenated parts into an order.
 
-    Args:
-        parts (Iterable[list[int]]): What each part consists of.
-        order (list[int]): All of that, as it is wanted.
-        device (torch.device): Where the parts are.
-
-    Returns:
-        Tensor | None: A vector of int64; None where they are in that order.
+    None where they are in that order.
     """
     place = {index: place for place, index in enumerate(chain(*parts))}
     index = [place[index] for index in order]
@@ -281,7 +301,7 @@ def _in_order(
     return on_device(index, device)
 
 
-def _vectors(norms: _Tensors) -> list[Tensor]:
+def _vectors(norms: list[Tensor]) -> list[Tensor]:
     """Puts 0-dim norms of one dtype and device into one vector or two."""
     first = norms[0]
     if not first.is_cpu:

@@ -13,81 +13,29 @@ from math import inf
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
-from torch.utils._foreach_utils import _device_has_foreach_support
 
-from robo_orchard_fasthooks._clipping.gradients import local_tensor
-
-__all__ = [
-    "WIDE_DTYPES",
-    "Name",
-    "are_contiguous",
-    "are_ordinary",
-    "by_index",
-    "inference",
-    "is_clampable",
-    "not_finite",
-    "overlapping",
-    "partial_extremum",
-    "product",
-    "refuse",
-    "sparse",
-    "unclampable",
-    "unclippable",
-    "unscalable",
-    "without_foreach",
-]
-
-WIDE_DTYPES = {torch.bfloat16, torch.float32, torch.float64}
-"""Real dtypes that represent 3e38."""
-
+Check = Callable[[Tensor], str | None]
 Name = Callable[[int], str]
-"""Names a parameter, given by its index, to the user."""
-
-_EXTREMA = {"max", "min"}
-"""Reductions that do not commute with multiplying by a negative number."""
-
-_REDUCTIONS = {"sum", "avg", *_EXTREMA}
-"""Reductions that commute with multiplying by a number >= 0."""
+"""Names a gradient, given by its index, to the user."""
 
 
 def by_index(index: int) -> str:
-    return f"parameter {index}"
+    return f"the gradient of parameter {index}"
 
 
-def refuse(
-    params: list[Tensor], fault: Callable[[Tensor], str | None], name: Name
-) -> None:
-    """Raises NotImplementedError for the first gradient that has a fault.
-
-    Args:
-        params (list[Tensor]): The parameters whose gradients to check.
-        fault (Callable[[Tensor], str | None]): One of the checks below.
-        name (Name): Names a parameter.
-    """
-    for index, param in enumerate(params):
-        if param.grad is not None and (what := fault(param.grad)):
-            raise NotImplementedError(f"the gradient of {name(index)} {what}")
+def refuse(grads: Iterable[Tensor | None], name: Name, *checks: Check) -> None:
+    """Raises NotImplementedError for the first gradient that has a fault."""
+    for index, grad in enumerate(grads):
+        if grad is not None:
+            for check in checks:
+                if what := check(grad):
+                    raise NotImplementedError(f"{name(index)} {what}")
 
 
-def are_ordinary(params: list[Tensor]) -> bool:
-    """Whether none of the checks can find a fault, except in a bound.
-
-    It takes a tenth of the time of the checks.
-    """
-    grads = [grad for p in params if (grad := p.grad) is not None]
-    return (
-        set(map(type, grads)) <= {Tensor}
-        and {grad.dtype for grad in grads} <= WIDE_DTYPES
-        and are_contiguous(grads)
-        and not any(map(Tensor.is_inference, grads))
-    )
-
-
-def are_contiguous(grads: list[Tensor]) -> bool:
-    try:
-        return all(map(Tensor.is_contiguous, grads))
-    except RuntimeError:  # Of sparse CSR tensors.
-        return False
+def local_tensor(tensor: Tensor) -> Tensor:
+    """What this rank has of a DTensor; any other tensor itself."""
+    local: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return local
 
 
 def sparse(grad: Tensor) -> str | None:
@@ -99,44 +47,45 @@ def sparse(grad: Tensor) -> str | None:
     )
 
 
-def unclampable(clip_value: float) -> Callable[[Tensor], str | None]:
-    """Makes a check that finds what torch cannot clamp to this value.
+def sparse_without_norm(norm_type: float) -> Check:
+    def check(grad: Tensor) -> str | None:
+        if grad.layout == torch.strided:
+            return None
+        try:
+            vector_norm(grad.detach(), norm_type)
+        except RuntimeError:  # Sparse COO has one from torch 2.14 on.
+            return sparse(grad)
+        return None
+
+    return check
+
+
+def cannot_clamp(
+    dtype: torch.dtype, is_cuda: bool, clip_value: float
+) -> str | None:
+    """Says why torch cannot clamp gradients of a dtype to this value.
 
     It would find out only after others have been clamped.
     """
-
-    def fault(grad: Tensor) -> str | None:
-        if grad.is_complex():
-            return (
-                "is complex and cannot be clipped by value; clip by norm "
-                "instead"
-            )
-        if not grad.is_floating_point() or grad.dtype.itemsize == 1:
-            return f"is of {grad.dtype} and cannot be clipped by value"
-        # On CUDA, torch compares 16-bit numbers in fp32.
-        compared = grad.dtype
-        if grad.is_cuda and compared.itemsize == 2:
-            compared = torch.float32
-        largest = torch.finfo(compared).max
-        if not largest < abs(clip_value) < inf:
-            return None
+    if dtype.is_complex:
         return (
-            f"is of {grad.dtype}, for which {clip_value} is too large; pass "
-            f"at most {largest}, or inf"
+            "is complex and cannot be clipped by value; clip by norm instead"
         )
+    if not dtype.is_floating_point:
+        return None  # torch's own error is clear.
+    # On CUDA, torch compares 16-bit numbers in fp32.
+    compared = torch.float32 if is_cuda and dtype.itemsize == 2 else dtype
+    largest = torch.finfo(compared).max
+    if not largest < abs(clip_value) < inf:
+        return None
+    return (
+        f"is of {dtype}, for which {clip_value} is too large; pass at most "
+        f"{largest}, or inf"
+    )
 
-    return fault
 
-
-def is_clampable(grads: list[Tensor], clip_value: float) -> bool:
-    """Whether `unclampable` finds nothing in any of these gradients."""
-    if {grad.dtype for grad in grads} <= WIDE_DTYPES and abs(
-        clip_value
-    ) < 3e38:
-        return True
-    check = unclampable(clip_value)
-    samples = {(grad.dtype, grad.is_cuda): grad for grad in grads}
-    return not any(map(check, samples.values()))
+def unclampable(clip_value: float) -> Check:
+    return lambda grad: cannot_clamp(grad.dtype, grad.is_cuda, clip_value)
 
 
 def inference(grad: Tensor) -> str | None:
@@ -164,49 +113,54 @@ def overlapping(grad: Tensor) -> str | None:
     )
 
 
-def without_foreach(grad: Tensor) -> str | None:
-    if _device_has_foreach_support(grad.device):
+def unreduced(*operations: str) -> Check:
+    """Makes a check that finds Partial placements but for these operations.
+
+    Scaling by a number that is not negative commutes with sum, avg, max and
+    min; clamping, which is monotone, with max and min alone.
+    """
+
+    def check(grad: Tensor) -> str | None:
+        for placement in getattr(grad, "placements", ()):
+            operation = getattr(placement, "reduce_op", None)
+            if operation is not None and operation not in operations:
+                return (
+                    "is a DTensor with the placement "
+                    f"Partial({operation!r}), which cannot be clipped in "
+                    "place; assign grad.redistribute(placements=...) with "
+                    "Replicate() instead"
+                )
         return None
+
+    return check
+
+
+unscalable = unreduced("sum", "avg", "max", "min")
+
+
+def by_value(clip_value: float) -> tuple[Check, ...]:
+    """All checks for clipping by value."""
     return (
-        f"is on a device ({grad.device.type}) that has no foreach kernels; "
-        "leave foreach=None"
+        sparse,
+        unclampable(clip_value),
+        unreduced("max", "min"),
+        overlapping,
+        inference,
     )
 
 
-def unclippable(
-    by_norm: bool, bound: float, norm_type: float
-) -> Callable[[Tensor], str | None]:
-    """Makes a check that finds what cannot be clipped, whatever its values.
-
-    Without a GradScaler, clipping looks for faulty gradients only after a
-    kernel has failed, or if gradients have to be scaled. That is too late once
-    they have been unscaled.
-    """
-    dtype = unclampable(bound)
-
-    def fault(grad: Tensor) -> str | None:
-        if grad.layout != torch.strided and (
-            not by_norm or not _has_norm(grad, norm_type)
-        ):
-            return sparse(grad)
-        return product(grad) or (None if by_norm else dtype(grad))
-
-    return fault
+def by_grad_scaler() -> tuple[Check, ...]:
+    """All checks for what a GradScaler cannot unscale."""
+    return overlapping, inference, _complex, _mixed()
 
 
-def unscalable() -> Callable[[Tensor], str | None]:
-    """Makes a check that finds what a GradScaler cannot unscale."""
-    mixed = _mixed()
-
-    def fault(grad: Tensor) -> str | None:
-        if grad.is_complex():
-            return "is complex and cannot be unscaled by a GradScaler"
-        return overlapping(grad) or inference(grad) or mixed(grad)
-
-    return fault
+def _complex(grad: Tensor) -> str | None:
+    if not grad.is_complex():
+        return None
+    return "is complex and cannot be unscaled by a GradScaler"
 
 
-def _mixed() -> Callable[[Tensor], str | None]:
+def _mixed() -> Check:
     """Makes a check that finds plain gradients beside DTensors.
 
     GradScaler passes all gradients of one device and dtype to one kernel,
@@ -221,7 +175,7 @@ def _mixed() -> Callable[[Tensor], str | None]:
     allowed = getattr(dispatcher, "_allow_implicit_replication", False)
     kinds: dict[tuple[torch.device, torch.dtype], bool] = {}
 
-    def fault(grad: Tensor) -> str | None:
+    def check(grad: Tensor) -> str | None:
         is_dtensor = hasattr(grad, "device_mesh")
         first = kinds.setdefault((grad.device, grad.dtype), is_dtensor)
         if allowed or is_dtensor == first:
@@ -235,72 +189,23 @@ def _mixed() -> Callable[[Tensor], str | None]:
             "loss scaling, as in bf16"
         )
 
-    return fault
-
-
-def _has_norm(grad: Tensor, norm_type: float) -> bool:
-    try:
-        vector_norm(grad.detach(), float(norm_type))
-    except RuntimeError:  # Sparse COO has one from torch 2.14 on.
-        return False
-    return True
-
-
-def product(grad: Tensor) -> str | None:
-    for operation in _reductions(grad):
-        if operation not in _REDUCTIONS:
-            return (
-                f"is a DTensor with the placement Partial({operation!r}), "
-                "which cannot be clipped in place; assign "
-                "grad.redistribute(placements=...) with Replicate() instead"
-            )
-    return None
-
-
-def partial_extremum(grad: Tensor) -> str | None:
-    for operation in _reductions(grad):
-        if operation in _EXTREMA:
-            return (
-                f"is a DTensor with the placement Partial({operation!r}), "
-                "which cannot be multiplied by a negative number in place; "
-                "pass a max_norm that is not negative"
-            )
-    return None
-
-
-def _reductions(grad: Tensor) -> list[str]:
-    """The operations that reduce the Partial placements of a DTensor."""
-    return [
-        placement.reduce_op
-        for placement in getattr(grad, "placements", ())
-        if hasattr(placement, "reduce_op")
-    ]
+    return check
 
 
 def not_finite(
-    parts: Iterable[Iterable[Tensor]],
+    grads: Iterable[Tensor | None],
     norm_type: float,
     name: Name,
-    collective: bool,
+    on_ranks: bool,
 ) -> str:
-    """Says where a norm that is not finite comes from.
-
-    Args:
-        parts (Iterable[Iterable[Tensor]]): What this rank has of each
-            gradient.
-        norm_type (float): The p of the p-norm.
-        name (Name): Names a gradient.
-        collective (bool): Whether other ranks may have other parts.
-
-    Returns:
-        str: The message of an error.
-    """
+    """Says where a norm that is not finite comes from."""
     start = (
         f"the total norm of order {norm_type} of the gradients is not finite"
     )
-    for index, part in enumerate(parts):
-        for grad in part:
-            if grad.numel() and not vector_norm(grad, norm_type).isfinite():
-                return f"{start}, nor is that of {name(index)}"
-    where = " on this rank" if collective else ""
+    for index, grad in enumerate(grads):
+        if grad is None or not (local := local_tensor(grad)).numel():
+            continue
+        if not vector_norm(local, norm_type).isfinite():
+            return f"{start}, nor is that of {name(index)}"
+    where = " on this rank" if on_ranks else ""
     return f"{start}, although that of each gradient{where} is"

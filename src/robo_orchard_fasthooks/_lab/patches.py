@@ -10,17 +10,17 @@ from typing import Any
 from robo_orchard_core.utils.hook import HookContextChannel
 
 from robo_orchard_fasthooks import _dispatch, _fast_dataclass
-from robo_orchard_fasthooks._clipping.step import (
-    ClipSettings,
-    clip_at_step,
-    clip_gradients,
-)
 from robo_orchard_fasthooks._lab import trainer
 from robo_orchard_fasthooks._lab.patching import (
     AppliedPatch,
     Patch,
     PatchError,
     check_home,
+)
+from robo_orchard_fasthooks._stepping.step import (
+    ClipSettings,
+    clip_at_step,
+    clip_gradients,
 )
 from robo_orchard_fasthooks.mixin import PipelineHooks
 

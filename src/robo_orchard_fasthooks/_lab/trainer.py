@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import wraps
 from typing import Any
 
-from robo_orchard_fasthooks._clipping.step import ClipSettings, clip_gradients
 from robo_orchard_fasthooks._lab.patching import PatchError
+from robo_orchard_fasthooks._stepping.step import ClipSettings, clip_gradients
 from robo_orchard_fasthooks.grad_clip import (
     GradientClippingHook,
     GradientClippingHookConfig,

@@ -16,13 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robo_orchard_fasthooks._clipping.gradients import (
-    GradientNorm,
-    by_dtype,
-    multiply_,
-)
-
-__all__ = ["Tables"]
+from robo_orchard_fasthooks._clipping.foreach import by_dtype, multiply_
 
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 """Nothing here can be fused, but Triton 3.9 warns where that is not said."""
@@ -56,21 +50,23 @@ class Tables:
                     fitting, clip_value, kernel.CHUNK.value
                 )
 
-    def multiply_(self, norm: GradientNorm, coefficient: Tensor) -> None:
-        """As Gradients.scale_, with the same bits.
+    def multiply_(
+        self, groups: Sequence[_Tensors], coefficient: Tensor
+    ) -> None:
+        """As LocalPlan.multiply_, with the same bits.
 
         Args:
-            norm (GradientNorm): Has the gradients.
+            groups (Sequence[Sequence[Tensor]]): The gradients by dtype.
             coefficient (Tensor): The coefficient: real, 0-dim, on the device
                 of the gradients.
         """
-        for group in norm.groups or by_dtype(norm.local):
+        for group in groups:
             if rest := self._run_kernel(group, coefficient):
                 multiply_(rest, coefficient)
 
-    def clamp_(self, grads: list[Tensor]) -> None:
-        """As Gradients.clamp_, with the same bits."""
-        for group in by_dtype(grads):
+    def clamp_(self, groups: Sequence[_Tensors]) -> None:
+        """As LocalPlan.clamp_, with the same bits."""
+        for group in groups:
             if rest := self._run_kernel(group, None):
                 torch._foreach_clamp_min_(rest, -self._clip_value)
                 torch._foreach_clamp_max_(rest, self._clip_value)
@@ -101,9 +97,9 @@ def _kernel() -> Any:
     """The module of the kernel; None where it cannot be used."""
     try:
         if Tables.usable:
-            from robo_orchard_fasthooks._clipping import scale_kernel
+            from robo_orchard_fasthooks._cuda_graph import kernel
 
-            return scale_kernel
+            return kernel
     except Exception as error:
         _give_up(error)
     return None

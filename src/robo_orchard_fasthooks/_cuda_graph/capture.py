@@ -6,6 +6,7 @@ Experimental: it has not run on a GPU.
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -13,23 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CudaGraph", "Work"]
-
 Work = Callable[[], "Tensor | None"]
+
+_DEFERRED: list[Any] = []
+"""Graphs whose owners died during a capture by somebody else."""
 
 
 class CudaGraph:
-    """Work that torch.cuda.CUDAGraph has captured.
+    """Work that torch.cuda.CUDAGraph has captured, without doing it.
 
     torch.cuda.graph would also collect garbage and empty the cache.
 
     Args:
         work (Callable[[], Tensor | None]): The work, on the current device.
             Whatever the host has to prepare was prepared by an earlier call.
+        kept (Any): What has to exist for as long as the graph.
     """
 
-    def __init__(self, work: Work):
+    def __init__(self, work: Work, kept: Any = None):
+        _DEFERRED.clear()
         cuda: Any = torch.cuda  # torch does not type its streams.
+        self._kept = kept
         self._graph = cuda.CUDAGraph()
         pool, stream = cuda.graph_pool_handle(), cuda.Stream()
         # capture_begin writes the seed and offset of the default generator,
@@ -39,30 +44,45 @@ class CudaGraph:
             self._graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
                 self._result = work()
-            finally:
-                try:
-                    self._graph.capture_end()
-                except BaseException:
-                    with suppress(Exception):
-                        _clean_up(pool)
-                    raise
+            except BaseException:
+                # What goes wrong from here on only follows from this error.
+                with suppress(Exception), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    self._end(pool)
+                raise
+            self._end(pool)
         cuda.current_stream().wait_stream(stream)
 
+    def _end(self, pool: Any) -> None:
+        try:
+            self._graph.capture_end()
+        except BaseException:
+            with suppress(Exception):
+                _clean_up(pool)
+            raise
+
     def replay(self) -> Tensor | None:
+        """Does the work on the memory that the gradients had.
+
+        Returns:
+            Tensor | None: A copy of its result, which no replay changes.
+        """
         result: Any = self._result
         # First what may fail, so that nothing has changed if it does.
         copy = None if result is None else torch.empty_like(result)
         self._graph.replay()
         return None if copy is None else copy.copy_(result)
 
-    def release(self) -> None:
-        self._result = None
-        self._graph.reset()
+    def __del__(self) -> None:
+        # To destroy a graph ends a capture by somebody else (pytorch#161037).
+        with suppress(Exception):
+            if torch.cuda.is_current_stream_capturing():
+                _DEFERRED.append((self._graph, self._kept, self._result))
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Destroying a graph would end the capture (pytorch#161037)."""
+    """Garbage may hold a graph, and to destroy that would end the capture."""
     enabled = gc.isenabled()
     gc.disable()
     try:

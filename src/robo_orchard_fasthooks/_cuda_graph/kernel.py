@@ -1,9 +1,7 @@
-"""The Triton kernel of scale_once; to import it takes Triton."""
+"""The Triton kernel of tables; to import it takes Triton."""
 
 import triton
 import triton.language as tl
-
-__all__ = ["CHUNK", "DTYPES", "clip_kernel"]
 
 CHUNK = tl.constexpr(65536)
 """Elements that one program handles; torch's foreach kernels have as many."""

@@ -1,0 +1,1 @@
+"""Clipping on CUDA by a graph that is replayed."""

@@ -1,0 +1,252 @@
+"""Clipping on CUDA that is captured in a graph once and then replayed.
+
+Experimental: it has not run on a GPU. While gradients stay at the same
+addresses, one graph launch replaces all kernels, with the same bits.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from robo_orchard_fasthooks._clipping import algorithm
+from robo_orchard_fasthooks._clipping.gradients import Gradients
+from robo_orchard_fasthooks._clipping.groups import Group, Groups
+from robo_orchard_fasthooks._clipping.refusals import Name, by_index
+from robo_orchard_fasthooks._cuda_graph.capture import CudaGraph, Work
+from robo_orchard_fasthooks._cuda_graph.tables import Tables
+
+# None of these was measured on a GPU.
+_CALLS = 3
+"""Calls with the same key after which one is captured."""
+
+_KEYS = 4
+"""Keys, and so graphs, that are kept for one list of parameters: the allocator
+may alternate between addresses. A graph keeps 2 MiB or more of the device's
+memory."""
+
+_COST = 16
+"""Replays that make up for one capture."""
+
+_DEBT = 64
+"""The cost of captures, less the replays, above which nothing is tried."""
+
+_REST = 1000
+"""Calls for which nothing is tried then."""
+
+_Prepare = Callable[[], tuple[Work, Tables]]
+
+
+def clip_by_norm(
+    gradients: Gradients,
+    params: list[Tensor],
+    groups: Groups,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    name: Name = by_index,
+) -> tuple[Tensor, Any]:
+    """Clips as algorithm.clip_by_norm, if it can by a CUDA graph."""
+    max_norm, norm_type = float(max_norm), float(norm_type)
+    group = _eligible(gradients, groups)
+    # For error_if_nonfinite, the host has to read the norm.
+    if group is not None and not error_if_nonfinite:
+
+        def prepare() -> tuple[Work, Tables]:
+            tables = Tables(group.grads)
+
+            def work() -> Tensor:
+                total_norm = group.plan.norm(group.grads, norm_type)
+                coefficient = algorithm.coefficient_of(total_norm, max_norm)
+                tables.multiply_(group.plan.groups(group.grads), coefficient)
+                return total_norm
+
+            return work, tables
+
+        # As text, -0.0 is not 0.0.
+        settings = "norm", repr(max_norm), repr(norm_type)
+        is_done, total_norm = _run(gradients, group, settings, prepare)
+        if is_done:
+            return total_norm, None
+    return algorithm.clip_by_norm(
+        gradients,
+        params,
+        groups,
+        max_norm,
+        norm_type,
+        error_if_nonfinite,
+        name,
+    )
+
+
+def clip_by_value(
+    gradients: Gradients,
+    params: list[Tensor],
+    groups: Groups,
+    clip_value: float,
+    name: Name = by_index,
+) -> None:
+    """Clips as algorithm.clip_by_value, if it can by a CUDA graph."""
+    clip_value = float(clip_value)
+    group = _eligible(gradients, groups)
+    if group is not None and group.plan.can_clamp(clip_value):
+
+        def prepare() -> tuple[Work, Tables]:
+            tables = Tables(group.grads, clip_value)
+            by_dtype = group.plan.groups(group.grads)
+            return lambda: tables.clamp_(by_dtype), tables
+
+        settings = "value", repr(clip_value)
+        is_done, _ = _run(gradients, group, settings, prepare)
+        if is_done:
+            return
+    algorithm.clip_by_value(gradients, params, groups, clip_value, name)
+
+
+def _eligible(gradients: Gradients, groups: Groups) -> Any:
+    """The group of plain gradients on CUDA; None if there are others.
+
+    Nor while somebody else captures a graph, which what is prepared on the
+    host would not outlive.
+    """
+    if type(gradients) is not Gradients or len(groups) != 1:
+        return None
+    (group,) = groups
+    if (
+        not isinstance(group, Group)
+        or group.mesh is not None
+        or group.plan.device.type != "cuda"
+        or torch.version.hip is not None
+        or not group.plan.is_writable
+        or type(group.grads[0]) is not Tensor
+    ):
+        return None
+    with torch.cuda.device(group.plan.device):
+        return None if torch.cuda.is_current_stream_capturing() else group
+
+
+# A graph is freed with the plans of the list that it belongs to.
+_REPLAYS: WeakKeyDictionary[Gradients, _Replays] = WeakKeyDictionary()
+
+
+def _run(
+    gradients: Gradients,
+    group: Any,
+    settings: tuple[str, ...],
+    prepare: _Prepare,
+) -> tuple[bool, Any]:
+    replays = _REPLAYS.get(gradients)
+    if replays is None:
+        replays = _REPLAYS[gradients] = _Replays()
+    with torch.cuda.device(group.plan.device), torch.set_grad_enabled(False):
+        return replays(group, settings, prepare)
+
+
+@dataclass(eq=False)
+class _Entry:
+    key: Any
+    calls: int = 0
+    graph: CudaGraph | None = None
+
+
+class _Replays:
+    """When the clipping of one list of parameters is captured and replayed."""
+
+    def __init__(self) -> None:
+        self._entries: list[_Entry] = []  # The one used last is first.
+        self._debt = 0
+        self._rest = 0.0
+        self._lock = Lock()
+
+    def __call__(
+        self, group: Any, settings: tuple[str, ...], prepare: _Prepare
+    ) -> tuple[bool, Any]:
+        """Replays or captures the work; returns whether it did, and the norm.
+
+        Args:
+            group (Group): The gradients. Its plan is kept for as long as their
+                types, dtypes, devices, sizes and strides stay the same.
+            settings (tuple[str, ...]): What else the work depends on.
+            prepare (Callable): Makes the work, and what has to be kept for as
+                long as it may be replayed.
+        """
+        # A thread that comes meanwhile must not wait, nor replay a graph
+        # whose result another thread has yet to copy.
+        if not self._lock.acquire(blocking=False):
+            return False, None
+        try:
+            if self._rest:
+                self._rest -= 1
+                return False, None
+            device = group.plan.device
+            addresses = list(map(Tensor.data_ptr, group.grads))
+            stream: Any = torch.cuda.current_stream(device)
+            autocast = torch.is_autocast_enabled("cuda")
+            key = settings, stream.cuda_stream, autocast, group.plan, addresses
+            entry = self._entry(key)
+            if entry.graph is not None:
+                return self._replay(entry.graph)
+            entry.calls += 1
+            # The kernel would race where a gradient is there twice.
+            if entry.calls != _CALLS or _has_repeats(addresses):
+                return False, None
+            return True, self._capture(entry, prepare)
+        finally:
+            self._lock.release()
+
+    def _entry(self, key: Any) -> _Entry:
+        entries = self._entries
+        entry = next((each for each in entries if each.key == key), None)
+        if entry is None:
+            entry = _Entry(key)
+            del entries[_KEYS - 1 :]
+        else:
+            entries.remove(entry)
+        entries.insert(0, entry)
+        return entry
+
+    def _replay(self, graph: CudaGraph) -> tuple[bool, Any]:
+        try:
+            result = graph.replay()
+        except Exception as error:
+            self._give_up("replayed", error)
+            return False, None
+        self._debt = max(0, self._debt - 1)
+        return True, result
+
+    def _capture(self, entry: _Entry, prepare: _Prepare) -> Any:
+        work, kept = prepare()
+        # Done before it is captured: a capture that fails loses nothing, and
+        # whatever has to be compiled, planned or copied to the device exists.
+        result = work()
+        self._debt += _COST
+        try:
+            entry.graph = CudaGraph(work, kept)
+        except Exception as error:
+            self._give_up("captured", error)
+        if self._debt > _DEBT:
+            self._forget(_REST)
+        return result
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        self._forget(float("inf"))
+        warnings.warn(
+            f"gradients are clipped without a CUDA graph, because it could "
+            f"not be {what}: {type(error).__name__}: {error}",
+            stacklevel=2,
+        )
+
+    def _forget(self, rest: float) -> None:
+        self._entries, self._debt, self._rest = [], 0, rest
+
+
+def _has_repeats(addresses: list[int]) -> bool:
+    present = list(filter(None, addresses))  # Empty gradients are at 0.
+    return len(set(present)) < len(present)
