@@ -6,6 +6,7 @@ what they are asked is right was never tried on a GPU.
 
 import gc
 import sys
+import weakref
 from contextlib import contextmanager, nullcontext
 from types import ModuleType, SimpleNamespace
 
@@ -14,10 +15,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helpers.gradients import same_bits
-from robo_orchard_fasthooks._clipping import cuda_graph, replay, scale_once
-from robo_orchard_fasthooks._clipping.gradients import GradientNorm
+from robo_orchard_fasthooks._clipping.foreach import by_dtype
+from robo_orchard_fasthooks._clipping.gradients import Gradients
+from robo_orchard_fasthooks._cuda_graph import replay
+from robo_orchard_fasthooks._cuda_graph.capture import CudaGraph
+from robo_orchard_fasthooks._cuda_graph.tables import Tables, _table
 
-KERNEL = "robo_orchard_fasthooks._clipping.scale_kernel"
+KERNEL = "robo_orchard_fasthooks._cuda_graph.kernel"
 
 
 class Stream:
@@ -46,9 +50,6 @@ def calls(monkeypatch):
         def replay(self):
             found.append("replay")
 
-        def reset(self):
-            found.append("reset")
-
     @contextmanager
     def stream(which):
         found.append(f"on {which.name}")
@@ -72,7 +73,7 @@ BEGIN = ("begin", "pool", MODE)
 
 def test_a_capture(calls):
     result = torch.tensor(2.0)
-    graph = cuda_graph.CudaGraph(
+    graph = CudaGraph(
         lambda: calls.append(f"work, {gc.isenabled()}") or result
     )
     assert calls == [
@@ -86,14 +87,13 @@ def test_a_capture(calls):
     result.fill_(3.0)  # As the next replay does.
     copies.append(graph.replay())
     assert copies == [2.0, 3.0]
-    graph.release()
-    assert calls == ["replay", "replay", "reset"]
+    assert calls == ["replay", "replay"]
 
 
 def test_garbage_collection_stays_off(calls):
     gc.disable()
     try:
-        assert cuda_graph.CudaGraph(lambda: None).replay() is None
+        assert CudaGraph(lambda: None).replay() is None
         assert not gc.isenabled()
     finally:
         gc.enable()
@@ -101,7 +101,7 @@ def test_garbage_collection_stays_off(calls):
 
 def test_a_capture_whose_work_fails_is_ended(calls):
     with pytest.raises(ZeroDivisionError):
-        cuda_graph.CudaGraph(lambda: 1 / 0)
+        CudaGraph(lambda: 1 / 0)
     assert calls[2:] == [BEGIN, "end"]
     assert gc.isenabled()
 
@@ -124,7 +124,7 @@ def test_a_capture_that_cannot_be_ended(calls, monkeypatch):
         monkeypatch.setattr(torch._C, name, note(name), raising=False)
     monkeypatch.setattr(torch, "zeros", note("zeros"))
     with pytest.raises(RuntimeError, match="not permitted"):
-        cuda_graph.CudaGraph(lambda: None)
+        CudaGraph(lambda: None)
     assert calls[2:] == [
         *(BEGIN, "end"),
         ("_cuda_endAllocateToPool", 3, "pool"),
@@ -133,31 +133,48 @@ def test_a_capture_that_cannot_be_ended(calls, monkeypatch):
     ]
 
 
+def test_a_graph_that_dies_during_a_capture(calls, monkeypatch):
+    """To destroy it would end the capture: it is kept until later."""
+    graph = CudaGraph(lambda: None)
+    captured = weakref.ref(graph._graph)
+    monkeypatch.setattr(
+        torch.cuda, "is_current_stream_capturing", lambda: True
+    )
+    del graph
+    assert captured() is not None
+    CudaGraph(lambda: None)
+    assert captured() is None
+
+
 @pytest.mark.parametrize(
-    ("capturing", "devices", "expected"),
-    [(False, (0, 0), True), (True, (0, 0), False), (False, (0, 1), False)],
+    ("devices", "capturing", "hip", "expected"),
+    [
+        (("cuda:0", "cuda:0"), False, None, True),
+        (("cuda:0", "cuda:0"), True, None, False),
+        (("cuda:0", "cuda:1"), False, None, False),
+        (("cuda:0", "cuda:0"), False, "6.0", False),
+        (("cpu", "cpu"), False, None, False),
+    ],
 )
-def test_where(monkeypatch, capturing, devices, expected):
-    """Never in somebody else's capture, nor on two devices."""
+def test_where(monkeypatch, devices, capturing, hip, expected):
+    """Never in somebody else's capture, nor on two devices, nor on ROCm."""
     monkeypatch.setattr(
         torch.cuda, "is_current_stream_capturing", lambda: capturing
     )
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+    monkeypatch.setattr(torch.version, "hip", hip)
     with FakeTensorMode():
-        grads = [torch.empty(2, device=f"cuda:{index}") for index in devices]
-    assert replay._on_cuda(grads) is expected
-
-
-def test_not_on_a_cpu_and_not_with_rocm(monkeypatch):
-    assert not replay._on_cuda([torch.ones(2)])
-    monkeypatch.setattr(torch.version, "hip", "6.0")
-    with FakeTensorMode():
-        assert not replay._on_cuda([torch.empty(2, device="cuda")])
+        grads = [torch.empty(2, device=device) for device in devices]
+        gradients = Gradients()
+        groups = gradients.groups(grads, grads)
+    for group in groups:
+        group.grads = [torch.ones(2)]  # Fake ones are not captured.
+    assert (replay._eligible(gradients, groups) is not None) == expected
 
 
 @pytest.fixture
 def usable(monkeypatch):
-    monkeypatch.setattr(scale_once.Tables, "usable", True)
+    monkeypatch.setattr(Tables, "usable", True)
 
 
 def gradients():
@@ -166,14 +183,11 @@ def gradients():
 
 
 def multiplied(grads):
-    tables = scale_once.Tables(grads)
-    tables.multiply_(
-        GradientNorm(torch.tensor(1.0), grads), torch.tensor(0.25)
-    )
+    Tables(grads).multiply_(by_dtype(grads), torch.tensor(0.25))
 
 
 def clamped(grads):
-    scale_once.Tables(grads, 1.5).clamp_(grads)
+    Tables(grads, 1.5).clamp_(by_dtype(grads))
 
 
 def assert_foreach(clips, grads, before):
@@ -221,8 +235,8 @@ def plant(monkeypatch, kernel):
     )
     monkeypatch.setitem(sys.modules, KERNEL, module)
     monkeypatch.setattr(
-        sys.modules["robo_orchard_fasthooks._clipping"],
-        "scale_kernel",
+        sys.modules["robo_orchard_fasthooks._cuda_graph"],
+        "kernel",
         module,
         raising=False,
     )
@@ -262,7 +276,7 @@ def test_tables(usable, monkeypatch):
     monkeypatch.setattr(
         torch.Tensor, "data_ptr", lambda tensor: tensor.data_ptr()
     )
-    table, rows, chunks = scale_once._table([large, large], -0.5, 65536)
+    table, rows, chunks = _table([large, large], -0.5, 65536)
     assert (rows, chunks) == (2, 2 * 5 * 2**14)
     expected = [16, 16, 0, 5 * 2**14, 5 * 2**30, 5 * 2**30]
     assert table[:-1].tolist() == expected

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import robo_orchard_fasthooks
 from helpers.gradients import EXAMPLES, same_bits
-from robo_orchard_fasthooks._clipping import replay
+from robo_orchard_fasthooks._cuda_graph import replay
 from robo_orchard_fasthooks.clip import clip_grad_norm_, clip_grad_value_
 
 pytestmark = [
@@ -67,10 +67,10 @@ def assert_same(params, copies):
 def replays():
     """The graphs that there are."""
     return [
-        entry.captured
+        entry.graph
         for each in replay._REPLAYS.values()
         for entry in each._entries
-        if entry.captured is not None
+        if entry.graph is not None
     ]
 
 

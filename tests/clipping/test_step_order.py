@@ -17,7 +17,7 @@ from helpers.implementations import IMPLEMENTATIONS
 from robo_orchard_fasthooks import HookContext
 
 pytestmark = pytest.mark.contract("F8")
-MESSAGE = "Register GradientClippingHook first"
+MESSAGE = "Register GradientClippingHook before OptimizerHook"
 
 
 def make_optimizer():

@@ -47,7 +47,7 @@ from distributed.placed import (
 )
 from distributed.ranks import Cases, check
 from helpers.fp16 import FP16
-from robo_orchard_fasthooks._clipping import local as local_gradients
+from robo_orchard_fasthooks._clipping.local import DEVICES
 from robo_orchard_fasthooks.clip import clip_grads_with_norm_
 
 CASES = Cases(__file__)
@@ -233,12 +233,12 @@ def of_plain_parameters(way, placement):
 @CASES(way=WAYS, chosen=[(Shard(0),), (Shard(0), None, Replicate())])
 def on_another_device(way, chosen):
     """Everything is left to torch; the CPU stands in for such a device."""
-    known = local_gradients.DEVICES
-    local_gradients.DEVICES = set()
+    known = DEVICES.copy()
+    DEVICES.clear()
     try:
         check_clips(way, several(*chosen), CLIPS)
     finally:
-        local_gradients.DEVICES = known
+        DEVICES.update(known)
 
 
 class OfItsOwn(Partial):

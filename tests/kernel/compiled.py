@@ -19,8 +19,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from robo_orchard_fasthooks._clipping import scale_kernel
-from robo_orchard_fasthooks._clipping.scale_once import OPTIONS
+from robo_orchard_fasthooks._cuda_graph import kernel as clipping_kernel
+from robo_orchard_fasthooks._cuda_graph.tables import OPTIONS
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INSTRUCTIONS = re.compile(
@@ -37,14 +37,14 @@ def tool(name, *args):
 
 def compiled(architecture, dtype, clamps):
     """The kernel as Tables launches it, with an aligned table."""
-    kind = scale_kernel.DTYPES[f"torch.{dtype}"]
+    kind = clipping_kernel.DTYPES[f"torch.{dtype}"]
     number = "fp64" if clamps else NAMES.get(dtype, "fp64")
     constants = {
         "T": kind,
         "CLAMPS": clamps,
     }
     source = ASTSource(
-        fn=scale_kernel.clip_kernel,
+        fn=clipping_kernel.clip_kernel,
         signature={"table": "*i64", "rows": "i32", "number": f"*{number}"}
         | dict.fromkeys(constants, "constexpr"),
         constexprs=constants,

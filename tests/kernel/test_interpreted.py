@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from helpers.gradients import same_bits
-from robo_orchard_fasthooks._clipping.gradients import GradientNorm
-from robo_orchard_fasthooks._clipping.scale_once import Tables
+from robo_orchard_fasthooks._clipping.foreach import by_dtype
+from robo_orchard_fasthooks._cuda_graph.tables import Tables
 
 # NumPy warns of NaN and of overflows in what the kernel computes.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -55,17 +55,16 @@ def assert_same(got, expected):
 
 
 def multiply(grads, coefficient):
-    norm = GradientNorm(torch.tensor(1.0), grads)
     tables = Tables(grads)
     assert tables._tables.keys() == {grad.dtype for grad in grads}
-    tables.multiply_(norm, coefficient)
+    tables.multiply_(by_dtype(grads), coefficient)
     assert Tables.usable
 
 
 def clamp(grads, clip_value):
     tables = Tables(grads, clip_value)
     assert tables._tables.keys() == {grad.dtype for grad in grads}
-    tables.clamp_(grads)
+    tables.clamp_(by_dtype(grads))
     assert Tables.usable
 
 
