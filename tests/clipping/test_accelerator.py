@@ -92,16 +92,6 @@ class TestScaler:
         if self.settings["clip_mode"] == "norm":
             assert norms == [5, 130]  # Without the scale.
 
-    def test_upstream_unscales_every_optimizer(self, theirs):
-        first, second = self.optimizers()
-        hook = theirs.GradientClippingHookConfig(**self.settings)()
-        if not self.prepared:  # It looks at what was prepared.
-            self.accelerator._optimizers = [first, second]
-        run(theirs, hook, self.accelerator, first)
-        assert torch.equal(param_of(second).grad, GRADIENTS[1])
-        with pytest.raises(RuntimeError, match="already been called"):
-            run(theirs, hook, self.accelerator, second)
-
     def test_a_wrapper_of_several(self, ours):
         """Those of accelerate's optimizers whose parameters it has."""
         optimizers = self.optimizers()

@@ -13,11 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.utils import clip_grad as torch_clip_grad
 
 import robo_orchard_fasthooks as ours
 from helpers.gradients import (
     CLIP_VALUES,
+    DEVICES,
     LAYOUTS,
     NORM_TYPES,
     REAL,
@@ -36,12 +36,16 @@ from helpers.gradients import (
     parameter,
     random_lists,
     same_bits,
+    without_races,
 )
 from robo_orchard_fasthooks.clip import clip_grad_norm_, clip_grad_value_
 
 pytestmark = pytest.mark.filterwarnings(
     # torch's own norm of complex gradients, once in a process.
     "ignore:Casting complex values to real"
+)
+TORCH = SimpleNamespace(
+    **{name: getattr(torch.nn.utils, name) for name in ours.clip.__all__}
 )
 BOTH = pytest.mark.parametrize(
     ("function", "reference"),
@@ -87,6 +91,7 @@ def list_of_two_dtypes():
     return build(Case(runs, mixed=True))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @given(
     threads=st.integers(1, 2),
     case=cases((*REAL, torch.complex64)),
@@ -98,12 +103,21 @@ def list_of_two_dtypes():
 )
 @random_lists
 def test_norm(
-    threads, case, bound, norm_type, error_if_nonfinite, foreach, pack
+    device,
+    threads,
+    case,
+    bound,
+    norm_type,
+    error_if_nonfinite,
+    foreach,
+    pack,
 ):
+    if device == "cuda":
+        case = without_races(case)
     with with_threads(threads):
         norm_like_torch(
-            lambda: build(case),
-            bound.max_norm(build(case), norm_type),
+            lambda: build(case, device),
+            bound.max_norm(build(case, device), norm_type),
             norm_type,
             error_if_nonfinite,
             foreach,
@@ -111,6 +125,7 @@ def test_norm(
         )
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @given(
     threads=st.integers(1, 2),
     case=cases().filter(has_gradients),
@@ -119,21 +134,24 @@ def test_norm(
     pack=packs,
 )
 @random_lists
-def test_value(threads, case, clip_value, foreach, pack):
+def test_value(device, threads, case, clip_value, foreach, pack):
+    if device == "cuda":
+        case = without_races(case)
     with with_threads(threads):
         value_like_torch(
-            lambda: build(case), clip_value, foreach=foreach, pack=pack
+            lambda: build(case, device), clip_value, foreach=foreach, pack=pack
         )
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [*REAL, torch.complex64], ids=str)
 @pytest.mark.parametrize("ulps", range(-2, 3))
-def test_where_clipping_begins(ulps, dtype):
+def test_where_clipping_begins(ulps, dtype, device):
     """Scaling by the largest number below 1 changes bits; by 1 it does not."""
     case = repeated(20, (64,), dtype)
     for norm_type in NORM_TYPES:
-        max_norm = Bound(ulps=ulps).max_norm(build(case), norm_type)
-        norm_like_torch(lambda: build(case), max_norm, norm_type)
+        max_norm = Bound(ulps=ulps).max_norm(build(case, device), norm_type)
+        norm_like_torch(lambda: build(case, device), max_norm, norm_type)
 
 
 @pytest.mark.parametrize("dtype", REAL, ids=str)
@@ -420,7 +438,7 @@ class TestInTorchsPlace:
             return total
 
         params, theirs = make(), make()
-        got, expected = clip(ours, params), clip(torch_clip_grad, theirs)
+        got, expected = clip(ours, params), clip(TORCH, theirs)
         if params[0].grad.device.type == "meta":
             return
         assert expected is None or same_bits(got, expected)
@@ -434,7 +452,7 @@ class TestInTorchsPlace:
             getattr(ours, name), backend="eager", fullgraph=True
         )
         compiled(lists[0], 0.1)
-        getattr(torch_clip_grad, name)(lists[1], 0.1)
+        getattr(TORCH, name)(lists[1], 0.1)
         assert_same_gradients(*lists)
 
 
@@ -452,7 +470,6 @@ class TestRefused:
         [
             (torch.float16, 1e5, "float16, for which 100000.0 is too large"),
             (torch.float32, -1e300, "float32, for which -1e\\+300 is too"),
-            (torch.float8_e5m2, 1.0, "of torch.float8_e5m2 and cannot be"),
         ],
     )
     def test_dtypes_by_value(self, dtype, value, match):
@@ -515,16 +532,17 @@ class TestRefused:
 
     @BOTH
     @pytest.mark.parametrize("limit", [0.5, 1e9])
-    @pytest.mark.parametrize("shape", [(3, 3), (128, 128)], ids=str)
-    def test_one_that_becomes_sparse(self, function, reference, limit, shape):
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_one_that_becomes_sparse(self, function, reference, limit, device):
         """What is kept of dense ones does not let it pass for one."""
+        dense = partial(build, repeated(7, (128, 128)), device)
 
         def with_sparse():
-            params = build(repeated(7, shape))
-            params[4].grad = torch.eye(shape[0]).to_sparse()
+            params = dense()
+            params[4].grad = params[4].grad.to_sparse()
             return params
 
-        function(build(repeated(7, shape)), limit)
+        function(dense(), limit)
         assert_treats_sparse_like(function, reference, with_sparse, limit, 4)
 
     @BOTH
@@ -536,11 +554,12 @@ class TestRefused:
         assert str(errors[0][1]) == str(errors[1][1])
         assert type(errors[0][1]) is type(errors[1][1]) is RuntimeError
 
-    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    @pytest.mark.parametrize("first", [0, 2, 6, 9, 499])
-    def test_not_finite(self, first, value):
+    @pytest.mark.parametrize("value", [math.nan, -math.inf])
+    @pytest.mark.parametrize("first", [0, 6, 499])
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_not_finite(self, first, value, device):
         def make():
-            params = list_of_two_dtypes() + build(repeated(490, (8,)))
+            params = build(repeated(500, (8,)), device)
             params[1].grad = None
             for at in {first, 9, 499}:
                 if at >= first:

@@ -399,10 +399,9 @@ class TestConfig:
     def test_refused_by_both(self, lib, settings, message):
         with pytest.raises(ValueError) as raised:
             lib.GradientClippingHookConfig(**settings)
+        (error,) = raised.value.errors()
         mode = settings["clip_mode"]
-        assert [each["msg"] for each in raised.value.errors()] == [
-            f"Value error, {message} when clip_mode is {mode!r}."
-        ]
+        assert f"{message} when clip_mode is {mode!r}" in error["msg"]
 
     @pytest.mark.parametrize(
         "settings",

@@ -11,16 +11,11 @@ from accelerate import Accelerator
 from torch.profiler import ProfilerActivity, profile
 
 import robo_orchard_fasthooks
-from helpers.gradients import EXAMPLES, same_bits
+from helpers.gradients import CUDA, EXAMPLES, same_bits
 from robo_orchard_fasthooks._cuda_graph import replay
 from robo_orchard_fasthooks.clip import clip_grad_norm_, clip_grad_value_
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(
-        not torch.cuda.is_available(), reason="needs a CUDA GPU"
-    ),
-]
+pytestmark = CUDA
 BOUNDS = pytest.mark.parametrize("bound", [0.01, 1e6])
 DTYPES = pytest.mark.parametrize(
     "dtypes",

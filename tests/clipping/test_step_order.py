@@ -4,7 +4,6 @@ import gc
 import inspect
 import warnings
 import weakref
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -181,22 +180,24 @@ def test_arguments_without_weak_references():
 
 
 def test_an_optimizer_that_is_none_of_torch_s():
-    param = torch.nn.Parameter(torch.zeros(2))
-    optimizer = SimpleNamespace(
-        param_groups=[{"params": [param]}],
-        step=lambda: None,
-        zero_grad=lambda: setattr(param, "grad", None),
-    )
+    class Own:
+        param_groups = [{"params": [torch.nn.Parameter(torch.zeros(2))]}]
+
+        def step(self):
+            self.param_groups[0]["params"][0].grad = None
+
+        zero_grad = step
+
     with pytest.warns(UserWarning, match=MESSAGE):
-        run(wrong(), make_args(optimizer))
+        run(wrong(), make_args(Own()))
 
 
 def test_nothing_is_kept_alive():
     args = make_args(make_optimizer())
     hooks = [wrong(), right()]
+    run(hooks[1], args)
     with pytest.warns(UserWarning):
         run(hooks[0], args)
-    run(hooks[1], args, gradient=False)
     refs = [weakref.ref(each) for each in (*hooks, args.optimizer, args)]
     del hooks, args
     gc.collect()
