@@ -8,13 +8,14 @@ import gc
 import sys
 import weakref
 from contextlib import contextmanager, nullcontext
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helpers.gradients import same_bits
+from robo_orchard_fasthooks import _cuda_graph
 from robo_orchard_fasthooks._clipping.foreach import by_dtype
 from robo_orchard_fasthooks._clipping.gradients import Gradients
 from robo_orchard_fasthooks._cuda_graph import replay
@@ -24,21 +25,16 @@ from robo_orchard_fasthooks._cuda_graph.tables import Tables, _table
 KERNEL = "robo_orchard_fasthooks._cuda_graph.kernel"
 
 
-class Stream:
-    """Says who waits for whom."""
-
-    def __init__(self, calls, name):
-        self.calls, self.name = calls, name
-
-    def wait_stream(self, other):
-        self.calls.append(f"{self.name} waits for {other.name}")
-
-
 @pytest.fixture
 def calls(monkeypatch):
     """What torch.cuda was asked, in order."""
     found = []
-    streams = [Stream(found, name) for name in ("side", "current")]
+
+    def make_stream(name):
+        def wait_stream(other):
+            found.append(f"{name} waits for {other.name}")
+
+        return SimpleNamespace(name=name, wait_stream=wait_stream)
 
     class Graph:
         def capture_begin(self, *pool, **kwargs):
@@ -58,8 +54,8 @@ def calls(monkeypatch):
 
     for name, value in {
         "CUDAGraph": Graph,
-        "Stream": lambda: streams[0],
-        "current_stream": lambda: streams[1],
+        "Stream": lambda: make_stream("side"),
+        "current_stream": lambda: make_stream("current"),
         "graph_pool_handle": lambda: "pool",
         "stream": stream,
     }.items():
@@ -205,10 +201,7 @@ class FakeKernel:
     """Takes the place of the kernel's module."""
 
     CHUNK = SimpleNamespace(value=4)
-    DTYPES = {
-        f"torch.{name}": name
-        for name in ("float32", "bfloat16", "float16", "float64")
-    }
+    DTYPES = {"torch.float32": "float32", "torch.float64": "float64"}
 
     def __init__(self, error=None):
         self.error = error
@@ -216,30 +209,12 @@ class FakeKernel:
         self.clip_kernel = self
 
     def __getitem__(self, grid):
-        def launch(*args, **options):
+        def launch(table, *args, **options):
             if self.error is not None:
                 raise self.error
-            self.launches.append((grid, *args[1:]))
-            self.table = args[0]
+            self.launches.append((grid, *args))
 
         return launch
-
-
-def plant(monkeypatch, kernel):
-    module = ModuleType(KERNEL)
-    module.__dict__.update(
-        {
-            name: getattr(kernel, name)
-            for name in ("CHUNK", "DTYPES", "clip_kernel")
-        }
-    )
-    monkeypatch.setitem(sys.modules, KERNEL, module)
-    monkeypatch.setattr(
-        sys.modules["robo_orchard_fasthooks._cuda_graph"],
-        "kernel",
-        module,
-        raising=False,
-    )
 
 
 @BOTH
@@ -250,9 +225,10 @@ def test_foreach_where_the_kernel_fails(usable, monkeypatch, clips, fault):
     if fault == "no Triton":
         monkeypatch.setitem(sys.modules, "triton", None)
         monkeypatch.delitem(sys.modules, KERNEL, raising=False)
+        monkeypatch.delattr(_cuda_graph, "kernel", raising=False)
         fault = "foreach.* triton"
     else:
-        plant(monkeypatch, kernel)
+        monkeypatch.setattr(_cuda_graph, "kernel", kernel, raising=False)
     grads, before = gradients()
     with pytest.warns(UserWarning, match=fault) as warned:
         clips(grads)
@@ -265,17 +241,14 @@ def test_foreach_where_the_kernel_fails(usable, monkeypatch, clips, fault):
     assert_foreach(clips, grads, before)
 
 
-def test_tables(usable, monkeypatch):
+def test_tables(monkeypatch):
     """Lengths of billions, without their memory."""
-    kernel = FakeKernel()
-    plant(monkeypatch, kernel)
-    one = torch.ones(1)
     large = SimpleNamespace(
-        data_ptr=lambda: 16, numel=lambda: 5 * 2**30, device=one.device
+        data_ptr=lambda: 16,
+        numel=lambda: 5 * 2**30,
+        device=torch.device("cpu"),
     )
-    monkeypatch.setattr(
-        torch.Tensor, "data_ptr", lambda tensor: tensor.data_ptr()
-    )
+    monkeypatch.setattr(torch.Tensor, "data_ptr", lambda each: each.data_ptr())
     table, rows, chunks = _table([large, large], -0.5, 65536)
     assert (rows, chunks) == (2, 2 * 5 * 2**14)
     expected = [16, 16, 0, 5 * 2**14, 5 * 2**30, 5 * 2**30]
@@ -285,7 +258,7 @@ def test_tables(usable, monkeypatch):
 
 def test_a_launch_for_each_dtype(usable, monkeypatch):
     kernel = FakeKernel()
-    plant(monkeypatch, kernel)
+    monkeypatch.setattr(_cuda_graph, "kernel", kernel, raising=False)
     grads, before = gradients()
     multiplied(grads)
     # Five elements are two chunks of four.

@@ -32,6 +32,8 @@ from distributed.checks import (
 )
 from distributed.placed import WAYS, check_clips, clip, placed
 from distributed.ranks import Cases, check
+from robo_orchard_fasthooks._clipping.local import LocalPlan
+from robo_orchard_fasthooks._clipping.mesh import MeshGroups
 
 CASES = Cases(__file__)
 
@@ -80,7 +82,7 @@ def nothing_is_kept_alive(way):
     plans = [
         each
         for each in gc.get_objects()
-        if type(each).__module__.startswith("robo_orchard_fasthooks._clipping")
+        if isinstance(each, (LocalPlan, MeshGroups))
     ]
     check(plans, "no plan")
     for each in reachable(plans):
