@@ -82,7 +82,7 @@ def nothing_is_kept_alive(way):
     plans = [
         each
         for each in gc.get_objects()
-        if isinstance(each, (LocalPlan, MeshGroups))
+        if type(each) in (LocalPlan, MeshGroups)
     ]
     check(plans, "no plan")
     for each in reachable(plans):
