@@ -19,8 +19,8 @@ from torch.nn.utils import clip_grad
 from torch.utils._foreach_utils import _device_has_foreach_support
 
 from robo_orchard_fasthooks._clipping import algorithm
-from robo_orchard_fasthooks._clipping.gradients import Gradients, present
-from robo_orchard_fasthooks._clipping.groups import Groups, replicated
+from robo_orchard_fasthooks._clipping.gradients import Call, Gradients
+from robo_orchard_fasthooks._clipping.groups import replicated
 from robo_orchard_fasthooks._cuda_graph import replay
 
 __all__ = [
@@ -94,10 +94,9 @@ def clip_grad_norm_(
         return clip_grad.clip_grad_norm_(
             params, max_norm, norm_type, error_if_nonfinite, foreach
         )
-    gradients, groups = _grouped(params)
     way = replay if cuda_graph else algorithm
     total_norm, mesh = way.clip_by_norm(
-        gradients, params, groups, max_norm, norm_type, error_if_nonfinite
+        _call(params), max_norm, norm_type, error_if_nonfinite
     )
     return replicated(total_norm, mesh)
 
@@ -137,9 +136,11 @@ def get_total_norm(
             found, norm_type, error_if_nonfinite, foreach
         )
     gradients = _kept(len(found), 0, get_ident())
-    total_norm, mesh = algorithm.total_norm_of(
-        gradients, found, norm_type, error_if_nonfinite
-    )
+    call = gradients.call(found, found, lambda index: f"tensor {index}")
+    with torch.no_grad():
+        total_norm, mesh = algorithm.total_norm(
+            call, norm_type, error_if_nonfinite
+        )
     return replicated(total_norm, mesh)
 
 
@@ -173,8 +174,7 @@ def clip_grads_with_norm_(
     if _left_to_torch(params, foreach) or max_norm < 0:
         clip_grad._clip_grads_with_norm_(params, max_norm, total_norm, foreach)
         return
-    gradients, groups = _grouped(params)
-    algorithm.scale_with_norm_(gradients, params, groups, max_norm, total_norm)
+    algorithm.scale_with_norm_(_call(params), max_norm, total_norm)
 
 
 def clip_grad_value_(
@@ -207,9 +207,8 @@ def clip_grad_value_(
     if _left_to_torch(params, foreach):
         clip_grad.clip_grad_value_(params, clip_value, foreach)
         return
-    gradients, groups = _grouped(params)
     way = replay if cuda_graph else algorithm
-    way.clip_by_value(gradients, params, groups, clip_value)
+    way.clip_by_value(_call(params), clip_value)
 
 
 def _listed(tensors: _Tensors) -> list[Tensor]:
@@ -233,10 +232,9 @@ def _left_to_torch(tensors: list[Tensor], foreach: bool | None) -> bool:
     )
 
 
-def _grouped(params: list[Tensor]) -> tuple[Gradients, Groups]:
+def _call(params: list[Tensor]) -> Call:
     first = id(params[0]) if params else 0
-    gradients = _kept(len(params), first, get_ident())
-    return gradients, gradients.groups(params, present(params))
+    return _kept(len(params), first, get_ident()).call(params)
 
 
 @lru_cache(maxsize=32)

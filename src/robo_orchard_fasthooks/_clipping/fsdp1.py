@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from robo_orchard_fasthooks._clipping.foreach import by_dtype
-from robo_orchard_fasthooks._clipping.gradients import Gradients
-from robo_orchard_fasthooks._clipping.groups import Group, Groups
+from robo_orchard_fasthooks._clipping.gradients import Call, Gradients
+from robo_orchard_fasthooks._clipping.groups import Group
 from robo_orchard_fasthooks._clipping.mesh import identity, reduce_max
 
 
@@ -72,14 +72,13 @@ class FSDP1Gradients(Gradients):
         return bool(self._sharded) or super().is_collective(params)
 
     @override
-    def total_norm(
-        self, params: list[Tensor], groups: Groups, norm_type: float
-    ) -> tuple[Tensor, Any]:
+    def total_norm(self, call: Call, norm_type: float) -> tuple[Tensor, Any]:
         if not self._sharded:
-            return super().total_norm(params, groups, norm_type)
+            return super().total_norm(call, norm_type)
         if norm_type == 0:
             raise ValueError("norm_type 0 is not supported with FSDP1")
-        wholes = [g.norm(norm_type) for g in groups if g.mesh is not None]
+        params = call.params
+        wholes = [g.norm(norm_type) for g in call.groups if g.mesh is not None]
         parts = [
             (_norm(params, indices, norm_type, device), group)
             for (group, device), indices in self._sharded.items()

@@ -6,17 +6,56 @@ Here it is decided which of them are left to torch.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from robo_orchard_fasthooks._clipping.groups import Group, Groups, TorchGroup
 from robo_orchard_fasthooks._clipping.local import LocalGradients
+from robo_orchard_fasthooks._clipping.refusals import (
+    Check,
+    Name,
+    by_index,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from robo_orchard_fasthooks._clipping.mesh import MeshGroups
+
+
+class Call(NamedTuple):
+    """The gradients that one call clips."""
+
+    gradients: Gradients
+    """How they are stored."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    """The gradients that exist on this rank."""
+
+    groups: Groups
+    """All of them. Every rank has to compute the norms of those of meshes,
+    whichever gradients it has."""
+
+    name: Name
+
+    def aligned(self) -> list[Tensor] | list[Tensor | None]:
+        """The gradients, None for a parameter that has none."""
+        return _aligned(self.params, self.grads)
+
+    def refuse(self, *checks: Check) -> None:
+        """Raises NotImplementedError for the first gradient with a fault."""
+        refuse(self.aligned(), self.name, *checks)
+
+
+def _aligned(
+    params: list[Tensor], grads: list[Tensor]
+) -> list[Tensor] | list[Tensor | None]:
+    if len(grads) == len(params):
+        return grads
+    return [param.grad for param in params]
 
 
 class Gradients:
@@ -30,58 +69,57 @@ class Gradients:
         self._local = LocalGradients()
         self._meshes: MeshGroups | None = None
 
-    def groups(self, params: list[Tensor], grads: list[Tensor]) -> Groups:
+    def call(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor] | None = None,
+        name: Name = by_index,
+    ) -> Call:
         """Groups gradients, those of each mesh and the plain ones together.
 
         Args:
             params (list[Tensor]): The parameters. One without a gradient
                 counts as stored like its gradient, which other ranks may have.
-            grads (list[Tensor]): The gradients that exist on this rank.
+            grads (list[Tensor] | None): Tensors in place of their gradients.
+            name (Name): Names a gradient in errors.
 
         Returns:
-            Groups: The groups. Every rank has to compute the norms of those of
-                meshes, whichever gradients it has.
+            Call: The gradients, each in a group.
         """
-        missing = len(grads) < len(params)
-        if missing and any_dtensor(params):
-            return self._on_meshes(params, [param.grad for param in params])
+        if grads is None:
+            grads = [grad for p in params if (grad := p.grad) is not None]
+        return Call(self, params, grads, self._groups(params, grads), name)
+
+    def _groups(self, params: list[Tensor], grads: list[Tensor]) -> Groups:
+        if len(grads) < len(params) and any_dtensor(params):
+            return self._on_meshes(params, grads)
         if not grads:
             return []
         plan = self._local.plan(grads)
         if plan is not None:
             return [Group(grads, plan)]
         if any_dtensor(grads):
-            return self._on_meshes(
-                params, [param.grad for param in params] if missing else grads
-            )
+            return self._on_meshes(params, grads)
         return [TorchGroup(params, grads)]
 
-    def _on_meshes(
-        self, params: list[Tensor], grads: Sequence[Tensor | None]
-    ) -> Groups:
+    def _on_meshes(self, params: list[Tensor], grads: list[Tensor]) -> Groups:
         if self._meshes is None:
             from robo_orchard_fasthooks._clipping.mesh import MeshGroups
 
             self._meshes = MeshGroups()
-        return self._meshes.groups(params, grads)
+        return self._meshes.groups(params, _aligned(params, grads))
 
     def is_collective(self, params: list[Tensor]) -> bool:
         """Whether other ranks may have gradients that this one lacks."""
         return any_dtensor(params)
 
-    def total_norm(
-        self, params: list[Tensor], groups: Groups, norm_type: float
-    ) -> tuple[Tensor, Any]:
-        """Computes the norm of groups as if they were one vector.
+    def total_norm(self, call: Call, norm_type: float) -> tuple[Tensor, Any]:
+        """Computes the norm of the groups as if they were one vector.
 
         For several groups that is the norm of their norms, as in accelerate
-        1.15.
-
-        Returns:
-            tuple[Tensor, DeviceMesh | None]: The norm over all ranks, plain and
-                0-dim, and the mesh of all gradients if they have one.
+        1.15. Returns the mesh, too, if all gradients have one.
         """
-        norms = [(group.norm(norm_type), group.mesh) for group in groups]
+        norms = [(group.norm(norm_type), group.mesh) for group in call.groups]
         found = [(norm, mesh) for norm, mesh in norms if norm is not None]
         if not found:
             return torch.tensor(0.0), None
@@ -103,8 +141,3 @@ def any_dtensor(tensors: Iterable[Tensor]) -> bool:
     return module is not None and any(
         issubclass(kind, module.DTensor) for kind in set(map(type, tensors))
     )
-
-
-def present(params: list[Tensor]) -> list[Tensor]:
-    """The gradients that exist."""
-    return [grad for p in params if (grad := p.grad) is not None]

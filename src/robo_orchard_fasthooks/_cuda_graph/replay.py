@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from robo_orchard_fasthooks._clipping import algorithm
-from robo_orchard_fasthooks._clipping.gradients import Gradients
-from robo_orchard_fasthooks._clipping.groups import Group, Groups
-from robo_orchard_fasthooks._clipping.refusals import Name, by_index
+from robo_orchard_fasthooks._clipping.gradients import Call, Gradients
+from robo_orchard_fasthooks._clipping.groups import Group
 from robo_orchard_fasthooks._cuda_graph.capture import CudaGraph, Work
 from robo_orchard_fasthooks._cuda_graph.tables import Tables
 
@@ -45,17 +44,14 @@ _Prepare = Callable[[], tuple[Work, Tables]]
 
 
 def clip_by_norm(
-    gradients: Gradients,
-    params: list[Tensor],
-    groups: Groups,
+    call: Call,
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
-    name: Name = by_index,
 ) -> tuple[Tensor, Any]:
     """Clips as algorithm.clip_by_norm, if it can by a CUDA graph."""
     max_norm, norm_type = float(max_norm), float(norm_type)
-    group = _eligible(gradients, groups)
+    group = _eligible(call)
     # For error_if_nonfinite, the host has to read the norm.
     if group is not None and not error_if_nonfinite:
 
@@ -63,7 +59,7 @@ def clip_by_norm(
             tables = Tables(group.grads)
 
             def work() -> Tensor:
-                total_norm = group.plan.norm(group.grads, norm_type)
+                total_norm: Tensor = group.plan.norm(group.grads, norm_type)
                 coefficient = algorithm.coefficient_of(total_norm, max_norm)
                 tables.multiply_(group.plan.groups(group.grads), coefficient)
                 return total_norm
@@ -72,30 +68,18 @@ def clip_by_norm(
 
         # As text, -0.0 is not 0.0.
         settings = "norm", repr(max_norm), repr(norm_type)
-        is_done, total_norm = _run(gradients, group, settings, prepare)
+        is_done, total_norm = _run(call, group, settings, prepare)
         if is_done:
             return total_norm, None
     return algorithm.clip_by_norm(
-        gradients,
-        params,
-        groups,
-        max_norm,
-        norm_type,
-        error_if_nonfinite,
-        name,
+        call, max_norm, norm_type, error_if_nonfinite
     )
 
 
-def clip_by_value(
-    gradients: Gradients,
-    params: list[Tensor],
-    groups: Groups,
-    clip_value: float,
-    name: Name = by_index,
-) -> None:
+def clip_by_value(call: Call, clip_value: float) -> None:
     """Clips as algorithm.clip_by_value, if it can by a CUDA graph."""
     clip_value = float(clip_value)
-    group = _eligible(gradients, groups)
+    group = _eligible(call)
     if group is not None and group.plan.can_clamp(clip_value):
 
         def prepare() -> tuple[Work, Tables]:
@@ -104,24 +88,25 @@ def clip_by_value(
             return lambda: tables.clamp_(by_dtype), tables
 
         settings = "value", repr(clip_value)
-        is_done, _ = _run(gradients, group, settings, prepare)
+        is_done, _ = _run(call, group, settings, prepare)
         if is_done:
             return
-    algorithm.clip_by_value(gradients, params, groups, clip_value, name)
+    algorithm.clip_by_value(call, clip_value)
 
 
-def _eligible(gradients: Gradients, groups: Groups) -> Any:
+def _eligible(call: Call) -> Any:
     """The group of plain gradients on CUDA; None if there are others.
 
     Nor while somebody else captures a graph, which what is prepared on the
     host would not outlive.
     """
-    if type(gradients) is not Gradients or len(groups) != 1:
+    if type(call.gradients) is not Gradients or len(call.groups) != 1:
         return None
-    (group,) = groups
+    group: Any = call.groups[0]
     if (
         not isinstance(group, Group)
         or group.mesh is not None
+        or group.plan is None
         or group.plan.device.type != "cuda"
         or torch.version.hip is not None
         or not group.plan.is_writable
@@ -137,14 +122,11 @@ _REPLAYS: WeakKeyDictionary[Gradients, _Replays] = WeakKeyDictionary()
 
 
 def _run(
-    gradients: Gradients,
-    group: Any,
-    settings: tuple[str, ...],
-    prepare: _Prepare,
+    call: Call, group: Any, settings: tuple[str, ...], prepare: _Prepare
 ) -> tuple[bool, Any]:
-    replays = _REPLAYS.get(gradients)
+    replays = _REPLAYS.get(call.gradients)
     if replays is None:
-        replays = _REPLAYS[gradients] = _Replays()
+        replays = _REPLAYS[call.gradients] = _Replays()
     with torch.cuda.device(group.plan.device), torch.set_grad_enabled(False):
         return replays(group, settings, prepare)
 

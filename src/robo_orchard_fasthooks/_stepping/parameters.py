@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 from torch.nn import Module
 
-from robo_orchard_fasthooks._clipping.gradients import Gradients
+from robo_orchard_fasthooks._clipping.gradients import Call, Gradients
 
 _requires_grad = attrgetter("requires_grad")
 
@@ -90,6 +90,13 @@ class OptimizerParameters:
     def _models(self) -> list[Module]:
         found = [*getattr(self._accelerator, "_models", ()), self._model]
         return [model for model in found if isinstance(model, Module)]
+
+    def call(self, params: list[Tensor]) -> Call:
+        """The gradients of some of the parameters."""
+        return self.gradients.call(
+            params,
+            name=lambda index: f"the gradient of {self.name(params[index])}",
+        )
 
     def name(self, param: Tensor) -> str:
         """Names a parameter by its place in the optimizer, and by its name.

@@ -12,12 +12,10 @@ from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 from torch import Tensor
 
 from robo_orchard_fasthooks._clipping import algorithm
-from robo_orchard_fasthooks._clipping.gradients import present
 from robo_orchard_fasthooks._clipping.groups import Group
 from robo_orchard_fasthooks._clipping.refusals import (
     by_grad_scaler,
     by_value,
-    refuse,
     sparse_without_norm,
     unscalable,
 )
@@ -194,24 +192,13 @@ def clip_gradients(
 def _clip(
     settings: ClipSettings, bound: float, found: OptimizerParameters
 ) -> Tensor | None:
-    params, gradients = found.params, found.gradients
-
-    def name(index: int) -> str:
-        return f"the gradient of {found.name(params[index])}"
-
-    groups = gradients.groups(params, present(params))
+    call = found.call(found.params)
     way = replay if settings.cuda_graph else algorithm
     if settings.clip_mode == "value":
-        way.clip_by_value(gradients, params, groups, bound, name)
+        way.clip_by_value(call, bound)
         return None
     total_norm, _ = way.clip_by_norm(
-        gradients,
-        params,
-        groups,
-        bound,
-        settings.norm_type,
-        settings.error_if_nonfinite,
-        name,
+        call, bound, settings.norm_type, settings.error_if_nonfinite
     )
     return as_norm(total_norm)
 
@@ -224,8 +211,7 @@ def _refuse_before_unscaling(
     A scaler unscales the gradients of frozen parameters, too.
     """
     by_norm = settings.clip_mode == "norm"
-    held = found.with_frozen()
-    groups = found.gradients.groups(held, present(held))
+    held = found.call(found.with_frozen())
     if all(
         isinstance(group, Group)
         and group.mesh is None
@@ -233,21 +219,15 @@ def _refuse_before_unscaling(
         and not group.plan.has_complex
         and group.plan.is_writable
         and (by_norm or group.plan.can_clamp(bound))
-        for group in groups
+        for group in held.groups
     ):
         return
     checks = by_value(bound)
     if by_norm:
         norm_type = float(settings.norm_type)
         checks = (sparse_without_norm(norm_type), unscalable)
-    for params, each in (found.params, checks), (held, by_grad_scaler()):
-        refuse(
-            [param.grad for param in params],
-            lambda index, params=params: (
-                f"the gradient of {found.name(params[index])}"
-            ),
-            *each,
-        )
+    found.call(found.params).refuse(*checks)
+    held.refuse(*by_grad_scaler())
 
 
 _STEPPED: WeakKeyDictionary[Any, ReferenceType[Any]] = WeakKeyDictionary()
