@@ -161,11 +161,10 @@ def test_where(monkeypatch, devices, capturing, hip, expected):
     monkeypatch.setattr(torch.version, "hip", hip)
     with FakeTensorMode():
         grads = [torch.empty(2, device=device) for device in devices]
-        gradients = Gradients()
-        groups = gradients.groups(grads, grads)
-    for group in groups:
+        call = Gradients().call(grads, grads)
+    for group in call.groups:
         group.grads = [torch.ones(2)]  # Fake ones are not captured.
-    assert (replay._eligible(gradients, groups) is not None) == expected
+    assert (replay._eligible(call) is not None) == expected
 
 
 @pytest.fixture

@@ -115,12 +115,12 @@ class FakeGraphs:
         ]:
             monkeypatch.setattr(owner, name, value)
 
-    def _as_on_cuda(self, gradients, groups):
-        plans = [group.plan for group in groups if hasattr(group, "plan")]
+    def _as_on_cuda(self, call):
+        plans = [each.plan for each in call.groups if hasattr(each, "plan")]
         for plan in plans:
             plan.device = torch.device("cuda", 0)
         try:
-            return self._eligible(gradients, groups)
+            return self._eligible(call)
         finally:
             for plan in plans:
                 plan.device = torch.device("cpu")
