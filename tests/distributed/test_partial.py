@@ -258,14 +258,6 @@ def torch_refuses(way):
     check("in-place operations" in said, "said:", said)
 
 
-@CASES(way=["hook", "function"] if IN_PLACE_ON_PARTS else [])
-def torch_refuses_by_value(way):
-    params = several(Shard(0), OfItsOwn("sum"))
-    with unchanged(params):
-        said = raised(lambda: clip_values(way, params, CLIPS))
-    check("in-place operations" in said, "said:", said)
-
-
 # The norm that a hook shows, and that a function returns.
 
 
