@@ -104,6 +104,7 @@ class FakeGraphs:
         self.fails = self.breaks = False
         self.after_replay = lambda: None
         self._eligible = replay._eligible
+        replay._REPLAYS.clear()
         for owner, name, value in [
             (replay, "CudaGraph", lambda *args: FakeGraph(self, *args)),
             (replay, "_eligible", self._as_on_cuda),
