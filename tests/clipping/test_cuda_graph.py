@@ -6,38 +6,35 @@ what they are asked is right was never tried on a GPU.
 
 import gc
 import sys
-from contextlib import contextmanager
-from types import ModuleType, SimpleNamespace
+import weakref
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from helpers.cuda_trace import recorded
 from helpers.gradients import same_bits
-from robo_orchard_fasthooks._clipping import cuda_graph, replay, scale_once
-from robo_orchard_fasthooks._clipping.algorithm import scale_to_norm_
-from robo_orchard_fasthooks._clipping.gradients import GradientNorm, on_device
-from robo_orchard_fasthooks._clipping.norms import norm_of_gradients
+from robo_orchard_fasthooks import _cuda_graph
+from robo_orchard_fasthooks._clipping.foreach import by_dtype
+from robo_orchard_fasthooks._clipping.gradients import Gradients
+from robo_orchard_fasthooks._cuda_graph import replay
+from robo_orchard_fasthooks._cuda_graph.capture import CudaGraph
+from robo_orchard_fasthooks._cuda_graph.tables import Tables, _table
 
-KERNEL = "robo_orchard_fasthooks._clipping.scale_kernel"
-
-
-class Stream:
-    """Says who waits for whom."""
-
-    def __init__(self, calls, name):
-        self.calls, self.name = calls, name
-
-    def wait_stream(self, other):
-        self.calls.append(f"{self.name} waits for {other.name}")
+KERNEL = "robo_orchard_fasthooks._cuda_graph.kernel"
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """What torch.cuda was asked, in order."""
     found = []
-    streams = [Stream(found, name) for name in ("side", "current")]
+
+    def make_stream(name):
+        def wait_stream(other):
+            found.append(f"{name} waits for {other.name}")
+
+        return SimpleNamespace(name=name, wait_stream=wait_stream)
 
     class Graph:
         def capture_begin(self, *pool, **kwargs):
@@ -49,9 +46,6 @@ def calls(monkeypatch):
         def replay(self):
             found.append("replay")
 
-        def reset(self):
-            found.append("reset")
-
     @contextmanager
     def stream(which):
         found.append(f"on {which.name}")
@@ -60,8 +54,8 @@ def calls(monkeypatch):
 
     for name, value in {
         "CUDAGraph": Graph,
-        "Stream": lambda: streams[0],
-        "current_stream": lambda: streams[1],
+        "Stream": lambda: make_stream("side"),
+        "current_stream": lambda: make_stream("current"),
         "graph_pool_handle": lambda: "pool",
         "stream": stream,
     }.items():
@@ -75,7 +69,7 @@ BEGIN = ("begin", "pool", MODE)
 
 def test_a_capture(calls):
     result = torch.tensor(2.0)
-    graph = cuda_graph.CudaGraph(
+    graph = CudaGraph(
         lambda: calls.append(f"work, {gc.isenabled()}") or result
     )
     assert calls == [
@@ -89,28 +83,21 @@ def test_a_capture(calls):
     result.fill_(3.0)  # As the next replay does.
     copies.append(graph.replay())
     assert copies == [2.0, 3.0]
-    graph.release()
-    assert calls == ["replay", "replay", "reset"]
+    assert calls == ["replay", "replay"]
 
 
 def test_garbage_collection_stays_off(calls):
     gc.disable()
     try:
-        cuda_graph.CudaGraph(lambda: None)
+        assert CudaGraph(lambda: None).replay() is None
         assert not gc.isenabled()
     finally:
         gc.enable()
 
 
-def test_a_replay_without_a_result(calls):
-    graph = cuda_graph.CudaGraph(lambda: None)
-    assert graph.replay() is None
-    assert calls[-1] == "replay"
-
-
 def test_a_capture_whose_work_fails_is_ended(calls):
     with pytest.raises(ZeroDivisionError):
-        cuda_graph.CudaGraph(lambda: 1 / 0)
+        CudaGraph(lambda: 1 / 0)
     assert calls[2:] == [BEGIN, "end"]
     assert gc.isenabled()
 
@@ -133,7 +120,7 @@ def test_a_capture_that_cannot_be_ended(calls, monkeypatch):
         monkeypatch.setattr(torch._C, name, note(name), raising=False)
     monkeypatch.setattr(torch, "zeros", note("zeros"))
     with pytest.raises(RuntimeError, match="not permitted"):
-        cuda_graph.CudaGraph(lambda: None)
+        CudaGraph(lambda: None)
     assert calls[2:] == [
         *(BEGIN, "end"),
         ("_cuda_endAllocateToPool", 3, "pool"),
@@ -142,83 +129,47 @@ def test_a_capture_that_cannot_be_ended(calls, monkeypatch):
     ]
 
 
+def test_a_graph_that_dies_during_a_capture(calls, monkeypatch):
+    """To destroy it would end the capture: it is kept until later."""
+    graph = CudaGraph(lambda: None)
+    captured = weakref.ref(graph._graph)
+    monkeypatch.setattr(
+        torch.cuda, "is_current_stream_capturing", lambda: True
+    )
+    del graph
+    assert captured() is not None
+    CudaGraph(lambda: None)
+    assert captured() is None
+
+
 @pytest.mark.parametrize(
-    ("capturing", "devices", "expected"),
-    [(False, (0, 0), True), (True, (0, 0), False), (False, (0, 1), False)],
+    ("devices", "capturing", "hip", "expected"),
+    [
+        (("cuda:0", "cuda:0"), False, None, True),
+        (("cuda:0", "cuda:0"), True, None, False),
+        (("cuda:0", "cuda:1"), False, None, False),
+        (("cuda:0", "cuda:0"), False, "6.0", False),
+        (("cpu", "cpu"), False, None, False),
+    ],
 )
-def test_where(monkeypatch, capturing, devices, expected):
-    """Never in somebody else's capture, nor on two devices."""
+def test_where(monkeypatch, devices, capturing, hip, expected):
+    """Never in somebody else's capture, nor on two devices, nor on ROCm."""
     monkeypatch.setattr(
         torch.cuda, "is_current_stream_capturing", lambda: capturing
     )
-    monkeypatch.setattr(torch.cuda, "device", lambda index: recorded())
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+    monkeypatch.setattr(torch.version, "hip", hip)
     with FakeTensorMode():
-        grads = [torch.empty(2, device=f"cuda:{index}") for index in devices]
-    assert replay._on_cuda(grads) is expected
-
-
-def test_not_on_a_cpu_and_not_with_rocm(monkeypatch):
-    assert not replay._on_cuda([torch.ones(2)])
-    monkeypatch.setattr(torch.version, "hip", "6.0")
-    with FakeTensorMode():
-        assert not replay._on_cuda([torch.empty(2, device="cuda")])
-
-
-def test_fake_tensors_are_not_captured():
-    with FakeTensorMode():
-        params = [torch.nn.Parameter(torch.empty(2, device="cuda"))]
-        params[0].grad = torch.empty(2, device="cuda")
-        gradients = replay.LocalGradients()
-        replay.clip_by_norm(gradients, params, 1.0)
-        assert gradients not in replay._REPLAYS
-
-
-@pytest.mark.parametrize(
-    "dtypes",
-    [(torch.float32,), (torch.bfloat16, torch.float32, torch.float64)],
-    ids=str,
-)
-def test_what_is_captured_does_not_copy_from_the_host(dtypes):
-    """A second call, as a capture is: the first has planned everything."""
-    gradients = replay.LocalGradients()
-    with FakeTensorMode():
-        params = []
-        for index in range(12):
-            dtype = dtypes[index % len(dtypes)]
-            value = torch.empty(8, dtype=dtype, device="cuda")
-            params.append(torch.nn.Parameter(value))
-            params[-1].grad = torch.empty_like(params[-1])
-
-        def clip():
-            with torch.no_grad(), recorded() as found, Sources() as sources:
-                norm = norm_of_gradients(gradients, params)
-                scale_to_norm_(gradients, params, norm, 1.0)
-            return found, sources
-
-        clip()
-        done, copied = clip()
-        with Sources() as control:
-            on_device([1, 2], params[0].device)
-    assert control.copies == 1
-    assert copied.copies == 0
-    assert done.waits == []
-    assert done.ops
-
-
-class Sources(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts copies from the host."""
-
-    copies = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if "_to_copy" in str(func) and args[0].is_cpu:
-            self.copies += 1
-        return func(*args, **(kwargs or {}))
+        grads = [torch.empty(2, device=device) for device in devices]
+        call = Gradients().call(grads, grads)
+    for group in call.groups:
+        group.grads = [torch.ones(2)]  # Fake ones are not captured.
+    assert (replay._eligible(call) is not None) == expected
 
 
 @pytest.fixture
 def usable(monkeypatch):
-    monkeypatch.setattr(scale_once.Tables, "usable", True)
+    monkeypatch.setattr(Tables, "usable", True)
 
 
 def gradients():
@@ -227,14 +178,11 @@ def gradients():
 
 
 def multiplied(grads):
-    tables = scale_once.Tables(grads)
-    tables.multiply_(
-        GradientNorm(torch.tensor(1.0), grads), torch.tensor(0.25)
-    )
+    Tables(grads).multiply_(by_dtype(grads), torch.tensor(0.25))
 
 
 def clamped(grads):
-    scale_once.Tables(grads, 1.5).clamp_(grads)
+    Tables(grads, 1.5).clamp_(by_dtype(grads))
 
 
 def assert_foreach(clips, grads, before):
@@ -248,28 +196,11 @@ def assert_foreach(clips, grads, before):
 BOTH = pytest.mark.parametrize("clips", [multiplied, clamped])
 
 
-@BOTH
-def test_without_triton(usable, monkeypatch, clips):
-    monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, KERNEL, raising=False)
-    grads, before = gradients()
-    with pytest.warns(UserWarning, match="foreach.* triton") as warned:
-        clips(grads)
-    assert len(warned) == 1
-    assert_foreach(clips, grads, before)
-    grads, before = gradients()
-    clips(grads)  # A warning would be an error.
-    assert_foreach(clips, grads, before)
-
-
 class FakeKernel:
     """Takes the place of the kernel's module."""
 
     CHUNK = SimpleNamespace(value=4)
-    DTYPES = {
-        f"torch.{name}": name
-        for name in ("float32", "bfloat16", "float16", "float64")
-    }
+    DTYPES = {"torch.float32": "float32", "torch.float64": "float64"}
 
     def __init__(self, error=None):
         self.error = error
@@ -277,60 +208,47 @@ class FakeKernel:
         self.clip_kernel = self
 
     def __getitem__(self, grid):
-        def launch(*args, **options):
+        def launch(table, *args, **options):
             if self.error is not None:
                 raise self.error
-            self.launches.append((grid, *args[1:]))
-            self.table = args[0]
+            self.launches.append((grid, *args))
 
         return launch
 
 
-def plant(monkeypatch, kernel):
-    module = ModuleType(KERNEL)
-    module.__dict__.update(
-        {
-            name: getattr(kernel, name)
-            for name in ("CHUNK", "DTYPES", "clip_kernel")
-        }
-    )
-    monkeypatch.setitem(sys.modules, KERNEL, module)
-    monkeypatch.setattr(
-        sys.modules["robo_orchard_fasthooks._clipping"],
-        "scale_kernel",
-        module,
-        raising=False,
-    )
-
-
 @BOTH
-def test_a_launch_that_fails(usable, monkeypatch, clips):
-    kernel = FakeKernel(ValueError("no such card"))
-    plant(monkeypatch, kernel)
+@pytest.mark.parametrize("fault", ["no Triton", "no such card"])
+def test_foreach_where_the_kernel_fails(usable, monkeypatch, clips, fault):
+    """One warning says so, and the kernel is not tried again."""
+    kernel = FakeKernel(ValueError(fault))
+    if fault == "no Triton":
+        monkeypatch.setitem(sys.modules, "triton", None)
+        monkeypatch.delitem(sys.modules, KERNEL, raising=False)
+        monkeypatch.delattr(_cuda_graph, "kernel", raising=False)
+        fault = "foreach.* triton"
+    else:
+        monkeypatch.setattr(_cuda_graph, "kernel", kernel, raising=False)
     grads, before = gradients()
-    with pytest.warns(UserWarning, match="ValueError: no such") as warned:
+    with pytest.warns(UserWarning, match=fault) as warned:
         clips(grads)
     assert len(warned) == 1
     assert_foreach(clips, grads, before)
     kernel.error = None
     grads, before = gradients()
-    clips(grads)
+    clips(grads)  # A warning would be an error.
     assert not kernel.launches
     assert_foreach(clips, grads, before)
 
 
-def test_tables(usable, monkeypatch):
+def test_tables(monkeypatch):
     """Lengths of billions, without their memory."""
-    kernel = FakeKernel()
-    plant(monkeypatch, kernel)
-    one = torch.ones(1)
     large = SimpleNamespace(
-        data_ptr=lambda: 16, numel=lambda: 5 * 2**30, device=one.device
+        data_ptr=lambda: 16,
+        numel=lambda: 5 * 2**30,
+        device=torch.device("cpu"),
     )
-    monkeypatch.setattr(
-        torch.Tensor, "data_ptr", lambda tensor: tensor.data_ptr()
-    )
-    table, rows, chunks = scale_once._table([large, large], -0.5, 65536)
+    monkeypatch.setattr(torch.Tensor, "data_ptr", lambda each: each.data_ptr())
+    table, rows, chunks = _table([large, large], -0.5, 65536)
     assert (rows, chunks) == (2, 2 * 5 * 2**14)
     expected = [16, 16, 0, 5 * 2**14, 5 * 2**30, 5 * 2**30]
     assert table[:-1].tolist() == expected
@@ -339,7 +257,7 @@ def test_tables(usable, monkeypatch):
 
 def test_a_launch_for_each_dtype(usable, monkeypatch):
     kernel = FakeKernel()
-    plant(monkeypatch, kernel)
+    monkeypatch.setattr(_cuda_graph, "kernel", kernel, raising=False)
     grads, before = gradients()
     multiplied(grads)
     # Five elements are two chunks of four.

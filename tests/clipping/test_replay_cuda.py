@@ -7,18 +7,15 @@ import gc
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.profiler import ProfilerActivity, profile
 
-from helpers.gradients import same_bits
-from robo_orchard_fasthooks._clipping import replay
+import robo_orchard_fasthooks
+from helpers.gradients import CUDA, EXAMPLES, same_bits
+from robo_orchard_fasthooks._cuda_graph import replay
 from robo_orchard_fasthooks.clip import clip_grad_norm_, clip_grad_value_
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(
-        not torch.cuda.is_available(), reason="needs a CUDA GPU"
-    ),
-]
+pytestmark = CUDA
 BOUNDS = pytest.mark.parametrize("bound", [0.01, 1e6])
 DTYPES = pytest.mark.parametrize(
     "dtypes",
@@ -65,10 +62,10 @@ def assert_same(params, copies):
 def replays():
     """The graphs that there are."""
     return [
-        entry.captured
+        entry.graph
         for each in replay._REPLAYS.values()
         for entry in each._entries
-        if entry.captured is not None
+        if entry.graph is not None
     ]
 
 
@@ -81,29 +78,23 @@ def empty():
 
 @BOUNDS
 @DTYPES
-def test_norm(dtypes, bound):
-    params = parameters(dtypes)
-    norms = []
+@pytest.mark.parametrize("by_norm", [True, False])
+def test_bits(dtypes, bound, by_norm):
+    params, norms = parameters(dtypes), []
     for seed in range(6):
         copies = fill(params, seed)
-        total = torch.nn.utils.clip_grad_norm_(copies, bound)
-        got = clip_grad_norm_(params, bound, cuda_graph=True)
-        norms.append((got, total))
+        if by_norm:
+            total = torch.nn.utils.clip_grad_norm_(copies, bound)
+            got = clip_grad_norm_(params, bound, cuda_graph=True)
+            norms.append((got, total))
+        else:
+            torch.nn.utils.clip_grad_value_(copies, bound)
+            clip_grad_value_(params, bound, cuda_graph=True)
         assert_same(params, copies)
         assert len(replays()) == (seed > 1)
+    # No later call has changed an earlier norm.
     assert all(same_bits(*pair) for pair in norms)
     assert replay.Tables.usable
-
-
-@DTYPES
-def test_value(dtypes):
-    params = parameters(dtypes)
-    for seed in range(6):
-        copies = fill(params, seed)
-        torch.nn.utils.clip_grad_value_(copies, 0.3)
-        clip_grad_value_(params, 0.3, cuda_graph=True)
-        assert_same(params, copies)
-    assert len(replays()) == 1
 
 
 def test_a_replay_is_few_launches_from_the_host():
@@ -112,8 +103,7 @@ def test_a_replay_is_few_launches_from_the_host():
         fill(params, seed)
         clip_grad_norm_(params, 0.01, cuda_graph=True)
     torch.cuda.synchronize()
-    # With CUDA: a first session without it may leave later ones without
-    # kernels.
+    # With CUDA: a session without it may leave later ones without kernels.
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     with profile(activities=activities) as profiled:
         clip_grad_norm_(params, 0.01, cuda_graph=True)
@@ -157,17 +147,26 @@ def test_another_stream():
 
 
 def test_memory_is_freed():
-    gradients = replay.LocalGradients()
+    """With the optimizer of a hook."""
     params = parameters((torch.float32,))
+    optimizer = torch.optim.SGD(params, lr=1)
+    hook = robo_orchard_fasthooks.GradientClippingHookConfig(
+        clip_mode="norm", max_norm=0.01, cuda_graph=True
+    )()
+    args = robo_orchard_fasthooks.PipelineHookArgs(
+        Accelerator(), optimizer=optimizer
+    )
     fill(params, 0)
     torch.cuda.synchronize()
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
     for _ in range(5):
-        replay.clip_by_norm(gradients, params, 0.01)
+        with hook.begin("on_step", args):
+            pass
     assert len(replays()) == 1
-    del gradients
+    hook.total_norm = None
+    del optimizer, args
     gc.collect()
     assert not replays()
     torch.cuda.synchronize()
@@ -177,7 +176,7 @@ def test_memory_is_freed():
 
 def test_addresses_that_change():
     params = parameters((torch.float32,))
-    for seed in range(100):
+    for seed in range(EXAMPLES):
         copies = fill(params, seed)
         if seed % 7 == 0:
             for param in params:

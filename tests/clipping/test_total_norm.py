@@ -1,7 +1,5 @@
 """`hook.total_norm`, where an accelerator clips by a method of its own."""
 
-import math
-from collections import namedtuple
 from fractions import Fraction
 
 import numpy as np
@@ -62,14 +60,9 @@ def assert_plain(found, expected):
 @pytest.mark.parametrize(
     "returned",
     [
-        7.0,
         7,
         Fraction(7),
         np.float32(7),
-        np.float64(7),
-        np.int64(7),
-        torch.tensor(7.0),
-        torch.tensor([7.0]),
         torch.tensor([[7]]),
         torch.tensor(7.0, dtype=torch.bfloat16),
         torch.nn.Parameter(torch.tensor([7.0])),
@@ -81,22 +74,12 @@ def test_a_number_or_one_element(norm_of, returned):
     assert_plain(norm_of(returned), 7)
 
 
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_what_is_not_finite(norm_of, value):
-    assert_plain(norm_of(value), value)
-    assert_plain(norm_of(torch.tensor(value)), value)
-
-
 @pytest.mark.parametrize(
     "returned",
     [
         None,
-        {"grad_norm": 7.0},
         "7.0",
         (7.0,),
-        [torch.tensor(7.0)],
-        namedtuple("Norms", "total")(7.0),
-        object(),
         True,
         7j,
         10**400,
@@ -105,7 +88,6 @@ def test_what_is_not_finite(norm_of, value):
         torch.empty(0),
         torch.sparse_coo_tensor([[0]], [7.0], (1,), check_invariants=True),
         torch.Tensor,
-        float,
     ],
     ids=lambda value: type(value).__name__,
 )

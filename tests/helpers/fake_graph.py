@@ -8,39 +8,45 @@ keeps that memory alive, so that a replay that should not have been is seen by
 its result and does not crash.
 
 What asks whether a tensor is on a CPU would not do what it does on CUDA, so
-`install` puts torch's foreach functions in the place of this package's norm,
-and the kernel is off.
+torch's foreach functions take the place of this package's norm, and the kernel
+is off.
 """
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from weakref import WeakSet
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from robo_orchard_fasthooks._clipping import replay
-from robo_orchard_fasthooks._clipping.gradients import GradientNorm
-from robo_orchard_fasthooks._clipping.torch_functions import get_total_norm
+from robo_orchard_fasthooks._clipping.local import LocalPlan
+from robo_orchard_fasthooks._cuda_graph import replay
 
-__all__ = ["FakeGraph", "FakeGraphs"]
+CALLS_AT_REST = replay._REST
+GRAPHS = replay._KEYS
+CAPTURES = replay._DEBT // replay._COST
+"""Captures without a replay, after which no more are tried."""
 
 
 class FakeGraph:
     """Takes the place of CudaGraph."""
 
-    def __init__(self, work, graphs):
+    def __init__(self, graphs, work, kept):
         self.graphs = graphs
+        self.kept = kept
         recorder = Recorder()
         try:
             graphs.attempts += 1
             with recorder:
-                if graphs.fails:
-                    work()
-                    raise RuntimeError("capture failed")
                 self.result = work()
+                if graphs.fails:
+                    raise RuntimeError("capture failed")
         finally:
             for tensor, before in reversed(recorder.before):
                 tensor.copy_(before)
         self.ops = recorder.ops
-        graphs.alive.append(self)
+        graphs.alive.add(self)
 
     def replay(self):
         if self.graphs.breaks:
@@ -53,9 +59,6 @@ class FakeGraph:
                     old.copy_(new)
         self.graphs.after_replay()
         return None if self.result is None else self.result.clone()
-
-    def release(self):
-        self.graphs.alive.remove(self)
 
 
 class Recorder(TorchDispatchMode):
@@ -87,38 +90,45 @@ class FakeGraphs:
     """All stand-ins of one test, and what may go wrong with them.
 
     Attributes:
-        alive (list[FakeGraph]): Those that were captured and not released.
+        alive (WeakSet[FakeGraph]): Those that exist.
         attempts (int): How often a capture was begun.
         replays (int): How often any was replayed.
-        ordinary (int): How often a norm was computed without a graph.
         fails (bool): Whether captures fail.
         breaks (bool): Whether replays fail.
-        queue (Any): Where kernels are queued.
+        stream (int): Where kernels are queued.
     """
 
     def __init__(self, monkeypatch):
-        self.alive = []
-        self.attempts = self.replays = self.ordinary = 0
+        self.alive = WeakSet()
+        self.attempts = self.replays = self.stream = 0
         self.fails = self.breaks = False
-        self.queue = "stream 0"
         self.after_replay = lambda: None
-        for name, value in {
-            "CudaGraph": lambda work: FakeGraph(work, self),
-            "_on_cuda": lambda grads: True,
-            "_queue": lambda device: self.queue,
-            "norm_of_gradients": self._norm,
-            "scale_to_norm_": _scale_to_norm_,
-        }.items():
-            monkeypatch.setattr(replay, name, value)
-        monkeypatch.setattr(replay.Tables, "usable", False)
+        self._eligible = replay._eligible
+        replay._REPLAYS.clear()
+        for owner, name, value in [
+            (replay, "CudaGraph", lambda *args: FakeGraph(self, *args)),
+            (replay, "_eligible", self._as_on_cuda),
+            (replay.Tables, "usable", False),
+            (LocalPlan, "norm", _norm),
+            (torch.cuda, "device", lambda device: nullcontext()),
+            (torch.cuda, "is_current_stream_capturing", lambda: False),
+            (torch.cuda, "current_stream", self._current_stream),
+        ]:
+            monkeypatch.setattr(owner, name, value)
 
-    def _norm(self, gradients, params, norm_type, *others):
-        grads = [param.grad for param in params if param.grad is not None]
-        self.ordinary += 1
-        return GradientNorm(
-            get_total_norm(grads, norm_type, foreach=True), grads
-        )
+    def _as_on_cuda(self, call):
+        plans = [each.plan for each in call.groups if hasattr(each, "plan")]
+        for plan in plans:
+            plan.device = torch.device("cuda", 0)
+        try:
+            return self._eligible(call)
+        finally:
+            for plan in plans:
+                plan.device = torch.device("cpu")
+
+    def _current_stream(self, device):
+        return SimpleNamespace(cuda_stream=self.stream)
 
 
-def _scale_to_norm_(gradients, params, norm, max_norm, foreach, name, scale_):
-    scale_(norm, torch.clamp(max_norm / (norm.total_norm + 1e-6), max=1.0))
+def _norm(plan, grads, norm_type):
+    return torch.nn.utils.get_total_norm(grads, norm_type, foreach=True)

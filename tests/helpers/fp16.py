@@ -12,7 +12,7 @@ class FP16(Accelerator):
 
     mixed_precision = "fp16"
 
-    def __init__(self):
-        super().__init__(cpu=True)
+    def __init__(self, cpu=True):
+        super().__init__(cpu=cpu)
         self.native_amp = True
         self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)

@@ -19,7 +19,7 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from robo_orchard_fasthooks._clipping.scale_once import Tables
+from robo_orchard_fasthooks._cuda_graph.tables import Tables
 
 _truncating = interpreter._convert_float
 

@@ -1,20 +1,13 @@
-"""What the cases of gradients of every placement share."""
+"""Gradients of every placement, and every way of clipping them."""
 
 from contextlib import contextmanager
 from operator import is_
 
 import torch
 from torch import nn
-from torch.distributed.tensor import (
-    DTensor,
-    Partial,
-    Placement,
-    Replicate,
-    distribute_tensor,
-)
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
-from helpers.ranks.cases import check
-from helpers.ranks.checks import (
+from distributed.checks import (
     check_close,
     check_same,
     from_all,
@@ -23,10 +16,12 @@ from helpers.ranks.checks import (
     local,
     norm_hook,
     params_of,
+    raised,
     randn,
     run_hook,
     value_hook,
 )
+from distributed.ranks import check
 from robo_orchard_fasthooks.clip import (
     clip_grad_norm_,
     clip_grad_value_,
@@ -47,10 +42,8 @@ def clip(way, params, max_norm, norm_type=2.0):
     if way == "function":
         return clip_grad_norm_(params, max_norm, norm_type)
     if way == "halves":
-        total = get_total_norm(
-            [param.grad for param in params if param.grad is not None],
-            norm_type,
-        )
+        found = [grad for grad in grads(params) if grad is not None]
+        total = get_total_norm(found, norm_type)
         clip_grads_with_norm_(params, max_norm, total)
         return total
     hook = norm_hook(max_norm, norm_type=norm_type)
@@ -84,16 +77,10 @@ def placed(placement, mesh, shape=(4, 6), seed=0, dtype=torch.float32):
     )
     if any(each.is_partial() for each in placements):
         # Of its own on each rank, unless ranks have to have the same.
-        at = [
-            coordinate
-            for coordinate, each in zip(
-                mesh.get_coordinate(), placements, strict=True
-            )
-            if not each.is_replicate()
-        ]
-        mine = randn(local(param.grad).shape, dtype, seed + 50 * sum(at))
+        pairs = zip(mesh.get_coordinate(), placements, strict=True)
+        at = [place for place, each in pairs if not each.is_replicate()]
         param.grad = DTensor.from_local(
-            mine,
+            randn(local(param.grad).shape, dtype, seed + 50 * sum(at)),
             mesh,
             placements,
             shape=param.shape,
@@ -102,47 +89,17 @@ def placed(placement, mesh, shape=(4, 6), seed=0, dtype=torch.float32):
     return param
 
 
-class OfItsOwn(Partial):
-    """A placement that this package leaves to torch.
-
-    torch scales none of "max" in place, and clamps none of "sum".
-    """
-
-
-def scale_parts_(params, total, max_norm):
-    """Scales the Partial gradients, where torch has left them as they are."""
-    if IN_PLACE_ON_PARTS:
-        return
-    coefficient = (max_norm / (full(total) + 1e-6)).clamp(max=1.0)
-    for grad in grads(params):
-        if any(map(Placement.is_partial, getattr(grad, "placements", ()))):
-            local(grad).mul_(coefficient)
-
-
-def twins(params):
-    """Parameters with gradients of their own; `clone` would reduce parts."""
-    made = [nn.Parameter(param.detach()) for param in params]
-    for twin, param in zip(made, params, strict=True):
-        grad = local(param.grad).clone()
-        if isinstance(param.grad, DTensor):
-            grad = DTensor.from_local(
-                grad, param.grad.device_mesh, param.grad.placements
-            )
-        twin.grad = grad
-    return made
-
-
 def reduced(params):
     """What the gradients of parameters are on all ranks together."""
     return [full(grad).clone() for grad in grads(params) if grad is not None]
 
 
-def check_clips(clip, params, max_norm, norm_type=2.0):
+def check_clips(way, params, max_norm, norm_type=2.0):
     """Compares a way of clipping with torch's on the full tensors."""
     oracle = params_of(reduced(params))
     expected = nn.utils.clip_grad_norm_(oracle, max_norm, norm_type)
     objects = grads(params)
-    total = full(clip(params, max_norm, norm_type))
+    total = full(clip(way, params, max_norm, norm_type))
     check_close("total", total, expected)
     check_same("total on all ranks", from_all(total), 2 * [total])
     for index, (found, wanted) in enumerate(
@@ -161,8 +118,4 @@ def unchanged(params):
 
 
 def refusal(run):
-    try:
-        run()
-    except NotImplementedError as error:
-        return str(error)
-    return ""
+    return raised(run, NotImplementedError)

@@ -8,9 +8,7 @@ from torch import nn
 
 import robo_orchard_fasthooks as ours
 import upstream
-from helpers.ranks.cases import case, check
-from helpers.ranks.checks import (
-    CLIPS_NOT,
+from distributed.checks import (
     INF,
     backward,
     batch,
@@ -22,7 +20,9 @@ from helpers.ranks.checks import (
     norm_hook,
     value_hook,
 )
+from distributed.ranks import Cases, check
 
+CASES = Cases(__file__)
 theirs = SimpleNamespace(
     PipelineHookArgs=upstream.mixin.PipelineHookArgs,
     GradientClippingHookConfig=upstream.grad_clip.GradientClippingHookConfig,
@@ -76,15 +76,13 @@ def check_trained(found, upstreams, alone):
         check_close("parameter as one process", one, other)
 
 
-@case("ddp", accumulate=[1, 2], max_norm=[0.05, CLIPS_NOT], norm_type=[2, INF])
-def ddp_norm(accumulate, max_norm, norm_type):
-    upstreams = norm_hook(max_norm, theirs, norm_type=norm_type)
+@CASES(accumulate=[1, 2], norm_type=[2, INF])
+def norm(accumulate, norm_type):
+    upstreams = norm_hook(0.05, theirs, norm_type=norm_type)
     upstreams, _ = train(theirs, upstreams, accumulate)
-    hook = norm_hook(max_norm, norm_type=norm_type)
+    hook = norm_hook(0.05, norm_type=norm_type)
     found, totals = train(ours, hook, accumulate)
-    alone, expected = train_alone(
-        nn.utils.clip_grad_norm_, max_norm, norm_type
-    )
+    alone, expected = train_alone(nn.utils.clip_grad_norm_, 0.05, norm_type)
     check_trained(found, upstreams, alone)
     check_same("total on both ranks", *from_all(totals))
     shown = totals[accumulate - 1 :: accumulate]
@@ -94,10 +92,13 @@ def ddp_norm(accumulate, max_norm, norm_type):
         check(totals[0] is None and totals[2] is totals[1], "clipped too soon")
 
 
-@case("ddp", accumulate=[1, 2])
-def ddp_value(accumulate):
+@CASES(accumulate=[1, 2])
+def value(accumulate):
     upstreams, _ = train(theirs, value_hook(0.02, theirs), accumulate)
     found, totals = train(ours, value_hook(0.02), accumulate)
     alone, _ = train_alone(nn.utils.clip_grad_value_, 0.02)
     check_trained(found, upstreams, alone)
     check(set(totals) == {None}, "a norm in mode value")
+
+
+test_on_ranks = CASES.as_test()

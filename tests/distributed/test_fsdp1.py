@@ -3,13 +3,11 @@
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import (
-    FullyShardedDataParallel,
-    ShardingStrategy,
-)
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.tensor import Partial, Replicate, Shard
 
-from helpers.ranks.cases import case, check
-from helpers.ranks.checks import (
+import robo_orchard_fasthooks as ours
+from distributed.checks import (
     CLIPS,
     CLIPS_NOT,
     INF,
@@ -22,8 +20,10 @@ from helpers.ranks.checks import (
     check_same,
     check_total,
     copies,
+    from_all,
     grads,
     make_accelerator,
+    mesh_of,
     norm_hook,
     norm_of_parts,
     params_of,
@@ -33,7 +33,11 @@ from helpers.ranks.checks import (
     true_norm,
     value_hook,
 )
+from distributed.placed import placed, reduced
+from distributed.ranks import Cases, check
+from helpers.fp16 import FP16
 
+CASES = Cases(__file__)
 FULL, GRAD_OP, NO = (
     ShardingStrategy.FULL_SHARD,
     ShardingStrategy.SHARD_GRAD_OP,
@@ -80,14 +84,9 @@ def whole_grads():
     return {name: param.grad for name, param in model.named_parameters()}
 
 
-@case(
-    "fsdp1",
-    flat=[False, True],
-    strategies=STRATEGIES,
-    norm_type=[2, INF, 1],
-    max_norm=[CLIPS, CLIPS_NOT],
-)
-def fsdp1_norm(flat, strategies, norm_type, max_norm):
+@CASES(flat=[False, True], strategies=STRATEGIES, norm_type=[2, INF])
+@CASES(flat=[False, True], norm_type=[1], max_norm=[CLIPS_NOT])
+def norm(flat, norm_type, strategies=(FULL, FULL), max_norm=CLIPS):
     model, oracle = (backward(fsdp1_model(flat, strategies)) for _ in range(2))
     expected = oracle.clip_grad_norm_(max_norm, norm_type)
     hook = norm_hook(max_norm, norm_type=norm_type)
@@ -103,16 +102,18 @@ def fsdp1_norm(flat, strategies, norm_type, max_norm):
     )
 
 
-@case("fsdp1", flat=[False, True], norm_type=[2, INF], default=[None, "half"])
-def fsdp1_half(flat, norm_type, default):
-    """Norms are in fp32, coefficients in the gradients' dtype, as in FSDP."""
+@CASES(flat=[False, True])
+def half(flat):
+    """Norms are in fp32, coefficients in the gradients' dtype, as in FSDP.
+
+    torch's default dtype does not count.
+    """
     model, oracle = (
         backward(fsdp1_model(flat, dtype=torch.bfloat16)) for _ in range(2)
     )
-    expected = oracle.clip_grad_norm_(0.1, norm_type)
-    hook = norm_hook(0.1, norm_type=norm_type, foreach=False)
-    if default:
-        torch.set_default_dtype(torch.half)
+    expected = oracle.clip_grad_norm_(0.1)
+    hook = norm_hook(0.1)
+    torch.set_default_dtype(torch.half)
     try:
         run_hook(hook, model.parameters(), model=model)
     finally:
@@ -124,8 +125,8 @@ def fsdp1_half(flat, norm_type, default):
     )
 
 
-@case("fsdp1", flat=[False, True], strategies=STRATEGIES)
-def fsdp1_value(flat, strategies):
+@CASES(flat=[False, True], strategies=[(FULL, FULL), (FULL, NO)])
+def value(flat, strategies):
     """Clamping is elementwise, so each rank can clamp its own part."""
     model = backward(fsdp1_model(flat, strategies))
     expected = [
@@ -136,12 +137,9 @@ def fsdp1_value(flat, strategies):
     check_same("gradient", grads(model.parameters()), expected)
 
 
-@case("fsdp1", flat=[False, True], mode=["norm", "value"])
-def fsdp1_training(flat, mode):
-    if mode == "norm":
-        hook, clip = norm_hook(0.5), nn.utils.clip_grad_norm_
-    else:
-        hook, clip = value_hook(0.5), nn.utils.clip_grad_value_
+@CASES(flat=[False, True])
+def training(flat):
+    hook = norm_hook(0.5)
     model, alone = fsdp1_model(flat), nested_model()
     optimizers = [
         torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, alone)
@@ -149,7 +147,8 @@ def fsdp1_training(flat, mode):
     for _ in range(3):
         backward(model)
         run_hook(hook, optimizers[0], model=model)
-        clip(backward(alone, batch()).parameters(), 0.5)
+        backward(alone, batch())
+        nn.utils.clip_grad_norm_(alone.parameters(), 0.5)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -159,15 +158,7 @@ def fsdp1_training(flat, mode):
 
 
 def check_subset(root, params, names, norm_type=2.0, **settings):
-    """Checks that the hook clips these parameters and no others.
-
-    Args:
-        root: The model.
-        params: The parameters of the optimizer.
-        names: Their names in the unwrapped model.
-        norm_type: The type of the norm.
-        **settings: Fields of the arguments.
-    """
+    """Checks that the hook clips these parameters and no others."""
     chosen = set(params)
     others = [param for param in root.parameters() if param not in chosen]
     before, kept = copies(params), copies(others)
@@ -184,19 +175,12 @@ WEIGHTS = "0.weight", "1.0.weight", "2.weight"
 BIASES = "0.bias", "1.0.bias", "2.bias"
 
 
-@case(
-    "fsdp1",
-    names=[
-        WEIGHTS,
-        BIASES,
-        BIASES[2:],
-        BIASES + WEIGHTS,
-        (BIASES + WEIGHTS)[::-1],
-    ],
-    strategies=STRATEGIES,
-    norm_type=[2, INF, 1],
+@CASES(
+    names=[WEIGHTS, BIASES, BIASES[2:], (BIASES + WEIGHTS)[::-1]],
+    norm_type=[2, INF],
 )
-def fsdp1_some_parameters(names, strategies, norm_type):
+@CASES(names=[WEIGHTS, BIASES], norm_type=[2], strategies=STRATEGIES[1:])
+def some_parameters(names, norm_type, strategies=(FULL, FULL)):
     model = backward(fsdp1_model(False, strategies))
     params = [named(model)[name] for name in names]
     if names == BIASES and strategies == (FULL, FULL):
@@ -209,22 +193,18 @@ OUTER = "_flat_param", ("0.weight", "0.bias", "2.weight", "2.bias")
 INNER = "1._flat_param", ("1.0.weight", "1.0.bias")
 
 
-@case(
-    "fsdp1",
-    chosen=[(OUTER,), (INNER,), (OUTER, INNER), (INNER, OUTER)],
-    strategies=STRATEGIES,
-)
-def fsdp1_some_flat_parameters(chosen, strategies):
-    model = backward(fsdp1_model(True, strategies))
+@CASES(chosen=[(OUTER,), (INNER, OUTER)])
+def some_flat_parameters(chosen):
+    model = backward(fsdp1_model(True))
     params = [named(model)[flat] for flat, _ in chosen]
     names = [name for _, names in chosen for name in names]
     check_subset(model, params, names, model=model)
 
 
-@case("fsdp1", strategies=STRATEGIES)
-def fsdp1_two_optimizers(strategies):
+@CASES()
+def two_optimizers():
     """Each has half of the parameters; the accelerator knows the model."""
-    model = backward(fsdp1_model(False, strategies))
+    model = backward(fsdp1_model(False))
     accelerator = make_accelerator(StandIn)
     accelerator._models.append(model)
     for names in (WEIGHTS, BIASES):
@@ -232,12 +212,12 @@ def fsdp1_two_optimizers(strategies):
         check_subset(model, params, names, accelerator=accelerator)
 
 
-@case("fsdp1", strategies=STRATEGIES, norm_type=[2, INF])
-def fsdp1_changing(strategies, norm_type):
+@CASES(strategies=STRATEGIES[::2])
+def changing(strategies):
     """The optimizer gets other parameters: as many, or the same ones twice."""
     model = backward(fsdp1_model(False, strategies))
     optimizer, whole = torch.optim.SGD(model.parameters()), whole_grads()
-    hook = norm_hook(CLIPS_NOT, norm_type=norm_type)
+    hook = norm_hook(CLIPS_NOT)
     for names in (
         WEIGHTS,
         BIASES,
@@ -251,17 +231,12 @@ def fsdp1_changing(strategies, norm_type):
         repeated = (params * 3)[:3] if len(params) < 3 else params
         optimizer.param_groups[0]["params"] = repeated
         run_hook(hook, optimizer, model=model)
-        expected = true_norm([whole[name] for name in names], norm_type)
+        expected = true_norm([whole[name] for name in names])
         check_close("total", hook.total_norm, expected)
 
 
-@case(
-    "fsdp1",
-    flat=[False, True],
-    known_to=["arguments", "accelerator"],
-    norm_type=[2, INF],
-)
-def fsdp1_inside_a_plain_module(flat, known_to, norm_type):
+@CASES(flat=[False, True], known_to=["arguments", "accelerator"])
+def inside_a_plain_module(flat, known_to):
     """A plain parameter beside it, equal on both ranks, is counted once."""
     outer = nn.Module()
     outer.sharded = backward(fsdp1_model(flat))
@@ -271,32 +246,31 @@ def fsdp1_inside_a_plain_module(flat, known_to, norm_type):
         accelerator._models.append(outer)
     params = list(outer.parameters())
     before = copies(params)
-    whole = [*whole_grads().values(), outer.plain.grad]
-    expected = true_norm(whole, norm_type)
-    hook = norm_hook(norm_type=norm_type)
+    expected = true_norm([*whole_grads().values(), outer.plain.grad])
+    hook = norm_hook()
     model = outer if known_to == "arguments" else None
     run_hook(hook, params, accelerator, model=model)
     check_clipped(hook.total_norm, params, before, expected)
 
 
-@case("fsdp1", flat=[False, True], rank=[0, 1], norm_type=[2, INF])
-def fsdp1_missing_on_one_rank(flat, rank, norm_type):
+@CASES(flat=[False, True], rank=[0, 1])
+def missing_on_one_rank(flat, rank):
     model = backward(fsdp1_model(flat))
     params = list(model.parameters())
     if dist.get_rank() == rank:
         for param in params:
             param.grad = None
-    before, expected = copies(params), norm_of_parts(params, norm_type)
-    hook = norm_hook(norm_type=norm_type)
+    before, expected = copies(params), norm_of_parts(params, 2.0)
+    hook = norm_hook()
     run_hook(hook, params, model=model)
     check_clipped(hook.total_norm, params, before, expected)
 
 
-@case("fsdp1", poison=[NAN, INF], rank=[0, 1], norm_type=[2, INF])
-def fsdp1_error_if_nonfinite(poison, rank, norm_type):
+@CASES(poison=[NAN, INF], norm_type=[2, INF])
+def error_if_nonfinite(poison, norm_type):
     model = backward(fsdp1_model(True))
     params = list(model.parameters())
-    if dist.get_rank() == rank:
+    if dist.get_rank() == 1:
         params[0].grad[0] = poison
     before = copies(params)
     hook = norm_hook(norm_type=norm_type, error_if_nonfinite=True)
@@ -305,12 +279,91 @@ def fsdp1_error_if_nonfinite(poison, rank, norm_type):
     check_same("gradient", grads(params), grads(before))
 
 
-@case("fsdp1", flat=[True], start=[0])
-@case("fsdp1", flat=[False], start=[0, 5])
-def fsdp1_of_an_unknown_module(flat, start):
+@CASES(flat=[True], start=[0])
+@CASES(flat=[False], start=[0, 5])
+def of_an_unknown_module(flat, start):
     """An error on rank 0, too, which has no part of the last parameter."""
     params = list(backward(fsdp1_model(flat)).parameters())[start:]
     before = copies(params)
     said = raised(lambda: run_hook(norm_hook(), params))
     check("parameter" in said, "raised:", said)
     check_same("gradient", grads(params), grads(before))
+
+
+@CASES(change=[{"norm_type": 0}, {}])
+def under_a_scaler(change):
+    """A step that fails changes nothing, and the next one works."""
+    accelerator = make_accelerator(FP16)
+    model = fsdp1_model(False)
+    params = list(model.parameters())
+    optimizer = torch.optim.SGD(params, lr=0.0)
+    hook = norm_hook(1.0, error_if_nonfinite=True)
+    args = ours.PipelineHookArgs(accelerator, optimizer=optimizer, model=model)
+
+    def scaled_backward(factor=1.0):
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).sum() * factor
+        accelerator.scaler.scale(loss).backward()
+
+    def step():
+        with hook.begin("on_step", args):
+            pass
+
+    scaled_backward(1.0 if change else INF)
+    before, known = copies(params), vars(hook).copy()
+    vars(hook).update(change)
+    for _ in range(2):
+        said = raised(step, (ValueError, RuntimeError))
+        check(("norm_type" if change else "not finite") in said, said)
+        check_same("gradient", grads(params), grads(before))
+    vars(hook).update(known)
+    scaled_backward()
+    expected = norm_of_parts(params, 2.0) / accelerator.scaler.get_scale()
+    step()
+    check_close("total", hook.total_norm, expected)
+    accelerator.scaler.step(optimizer)
+    accelerator.scaler.update()
+
+
+# Beside DTensors in one optimizer.
+
+
+@CASES(
+    flat=[False, True],
+    norm_type=[INF, 2.0],
+    chosen=[(Shard(0),), (Partial(), Replicate(), None)],
+)
+@CASES(flat=[False], norm_type=[2.0], chosen=[(Shard(0),)], strategy=[NO])
+def beside_dtensors(flat, norm_type, chosen, strategy=FULL):
+    model = backward(fsdp1_model(flat, (strategy, strategy)))
+    sharded = list(model.parameters())
+    others = [
+        placed(placement, mesh_of(2), seed=seed)
+        for seed, placement in enumerate(chosen)
+    ]
+    before, whole = copies(sharded), reduced(others)
+    expected = true_norm([*whole_grads().values(), *whole], norm_type)
+    hook = norm_hook(norm_type=norm_type)
+    run_hook(hook, [*sharded, *others], model=model)
+    check(type(hook.total_norm) is torch.Tensor, hook.total_norm)
+    check_clipped(hook.total_norm, sharded, before, expected)
+    for found, old in zip(reduced(others), whole, strict=True):
+        check_close("gradient", found, old * CLIPS / (expected + 1e-6))
+
+
+@CASES()
+def beside_dtensors_without_gradients():
+    """Which have no part in a norm of which the smallest count."""
+    model = backward(fsdp1_model(False))
+    params = list(model.parameters())
+    mine = [grad for grad in grads(params) if grad is not None]
+    other = placed(Shard(0), mesh_of(2))
+    other.grad = None
+    hook = norm_hook(CLIPS_NOT, norm_type=-INF)
+    run_hook(hook, [*params, other], model=model)
+    expected = true_norm(sum(from_all(mine), []), -INF)
+    check(expected > 0, "a gradient is zero")
+    check_close("total", hook.total_norm, expected)
+
+
+test_on_ranks = CASES.as_test()

@@ -1,7 +1,6 @@
 """What is kept between calls, also after process groups were renewed."""
 
 import gc
-import threading
 import weakref
 from datetime import timedelta
 from types import FunctionType, ModuleType
@@ -19,8 +18,7 @@ from torch.distributed.tensor import (
     distribute_tensor,
 )
 
-from helpers.ranks.cases import case, check
-from helpers.ranks.checks import (
+from distributed.checks import (
     CLIPS,
     INF,
     check_close,
@@ -32,21 +30,16 @@ from helpers.ranks.checks import (
     run_hook,
     true_norm,
 )
-from helpers.ranks.placing import (
-    WAYS,
-    check_clips,
-    clip,
-    placed,
-)
-from robo_orchard_fasthooks._clipping.kinds import kind_of
-from robo_orchard_fasthooks._clipping.mesh import MeshGroup
-from robo_orchard_fasthooks.clip import (
-    _kept,
-)
+from distributed.placed import WAYS, check_clips, clip, placed
+from distributed.ranks import Cases, check
+from robo_orchard_fasthooks._clipping.local import LocalPlan
+from robo_orchard_fasthooks._clipping.mesh import MeshGroups
+
+CASES = Cases(__file__)
 
 
-@case("placements", way=WAYS, norm_type=[2.0, INF])
-def other_gradients_of_as_many(way, norm_type):
+@CASES(way=WAYS)
+def other_gradients_of_as_many(way):
     """What was planned for some is not used for others."""
     meshes = mesh_of(2), mesh_of(2, names="b"), mesh_of(1, 2)
     for seed, (mesh, placement) in enumerate(
@@ -66,46 +59,33 @@ def other_gradients_of_as_many(way, norm_type):
             placed(placement, mesh, seed=seed, dtype=dtype),
             placed(Shard(0), meshes[0], seed=seed + 1),
         ]
-        check_clips(lambda *args: clip(way, *args), params, CLIPS, norm_type)
+        check_clips(way, params, CLIPS)
 
 
-@case("placements", way=["function", "halves"])
-def planned_once(way):
-    """For gradients that are placed alike."""
-    from robo_orchard_fasthooks._clipping import placed as module
-
-    made = []
-
-    class Counted(module.MeshGroup):
-        def __init__(self, *args):
-            made.append(args)
-            super().__init__(*args)
-
-    plain, module.MeshGroup = module.MeshGroup, Counted
-    try:
-        mesh = mesh_of(2)
-        # A number of parameters of which nothing else is kept.
-        params = [placed(Shard(0), mesh, seed=seed) for seed in range(23)]
-        for _ in range(3):
-            clip(way, params, CLIPS)
-        expected = 2 if way == "halves" else 1
-        # The halves keep one plan for both, if parameters are DTensors too.
-        check(0 < len(made) <= expected, "planned", len(made), "times")
-    finally:
-        module.MeshGroup = plain
+@CASES(way=WAYS)
+def a_plain_gradient_where_a_dtensor_was(way):
+    """The spec of the DTensor is freed, and the plain gradient has none."""
+    mesh = mesh_of(2)
+    params = [placed(Shard(0), mesh, seed=seed) for seed in range(2)]
+    clip(way, params, CLIPS)
+    params[1] = placed(None, mesh, seed=2)
+    gc.collect()
+    check_clips(way, params, CLIPS)
 
 
-@case("placements", way=["function", "halves"])
+@CASES(way=["function", "halves"])
 def nothing_is_kept_alive(way):
     """No tensor of the caller, and no process group by way of a mesh."""
     mesh = mesh_of(2)
     params = [placed(p, mesh) for p in (Shard(0), Partial(), None, Shard(1))]
     clip(way, params, CLIPS)
-    kept = reachable(
-        _kept(kind_of(params), len(params), threading.get_ident())
-    )
-    check(any(isinstance(each, MeshGroup) for each in kept), "no plan")
-    for each in kept:
+    plans = [
+        each
+        for each in gc.get_objects()
+        if type(each) in (LocalPlan, MeshGroups)
+    ]
+    check(plans, "no plan")
+    for each in reachable(plans):
         check(not isinstance(each, (DeviceMesh, DTensor, nn.Parameter)), each)
     found = [
         weakref.ref(each)
@@ -118,8 +98,8 @@ def nothing_is_kept_alive(way):
 
 
 def reachable(start):
-    """All objects that an object keeps alive, but for modules and classes."""
-    found, waiting = {}, [start]
+    """All objects that some keep alive, but for modules and classes."""
+    found, waiting = {}, [*start]
     while waiting:
         each = waiting.pop()
         if id(each) in found or isinstance(each, (type, ModuleType)):
@@ -132,18 +112,10 @@ def reachable(start):
     return [*found.values()]
 
 
-@case("placements", way=WAYS)
-def a_plain_gradient_where_a_dtensor_was(way):
-    """The spec of the DTensor is freed, and the plain gradient has none."""
-    mesh = mesh_of(2)
-    params = [placed(Shard(0), mesh, seed=seed) for seed in range(2)]
-    clip(way, params, CLIPS)
-    params[1] = placed(None, mesh, seed=2)
-    gc.collect()
-    check_clips(lambda *args: clip(way, *args), params, CLIPS)
+# The last cases, since others need the first process group.
 
 
-@case("renewed", way=["hook", "function", "halves"], norm_type=[2.0, INF])
+@CASES(way=WAYS, norm_type=[2.0, INF])
 def new_groups(way, norm_type):
     """A new mesh equals the old one, and has other process groups."""
     params = [placed(Shard(0), mesh_of(2), seed=seed) for seed in range(3)]
@@ -193,3 +165,4 @@ def renew():
 
 
 _stores = []
+test_on_ranks = CASES.as_test()

@@ -1,7 +1,4 @@
-"""Building blocks and checks of the cases on several ranks.
-
-A check records a failure and goes on.
-"""
+"""Building blocks and checks of the cases on several ranks."""
 
 import math
 
@@ -12,17 +9,12 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import (
-    DTensor,
-    Replicate,
-    Shard,
-)
+from torch.distributed.tensor import DTensor
 
 import robo_orchard_fasthooks as ours
-from helpers.ranks.cases import check
+from distributed.ranks import check
 
 NAN, INF = math.nan, math.inf
-NORM_TYPES = [INF, -INF, 0.0, 0.5, 1.0, 2.0, 3.0]
 # All norms of the cases lie between the two.
 CLIPS, CLIPS_NOT = 1e-3, 1e9
 
@@ -74,8 +66,7 @@ def check_close(what, found, expected):
         torch.as_tensor(value).detach().double() for value in (found, expected)
     )
     close = torch.isclose(found, expected, 1e-5, 1e-8, equal_nan=True)
-    difference = (found - expected)[~close].tolist()
-    check(close.all(), what, "differs by", difference)
+    check(close.all(), what, found[~close], "for", expected[~close])
 
 
 def check_total(total, expected):
@@ -84,9 +75,7 @@ def check_total(total, expected):
     check(type(total) is torch.Tensor, "total:", type(total))
     check(same(total, expected), "total:", total, "for", expected)
     totals = from_all(total)
-    check(
-        all(same(total, each) for each in totals), "totals of ranks:", totals
-    )
+    check(all(same(total, each) for each in totals), "of ranks:", totals)
 
 
 def check_clipped(total, params, before, expected):
@@ -103,12 +92,12 @@ def check_clipped(total, params, before, expected):
             check_close(f"gradient {index}", local(param.grad), scaled)
 
 
-def raised(run):
-    """The message of the RuntimeError that `run` raises; "" without one."""
+def raised(run, error=RuntimeError):
+    """The message of the error that `run` raises; "" without one."""
     try:
         run()
-    except RuntimeError as error:
-        return str(error)
+    except error as caught:
+        return str(caught)
     return ""
 
 
@@ -202,9 +191,6 @@ def run_hook(hook, optimizer, accelerator=None, **settings):
     )
     with hook.begin("on_step", args):
         pass
-
-
-SHARD, OTHER_SHARD, WHOLE = Shard(0), Shard(1), Replicate()
 
 
 def mesh_of(*shape, names="ab"):

@@ -1,0 +1,209 @@
+"""DTensors of several placements and meshes, and plain ones beside them."""
+
+import itertools
+import sys
+
+import torch
+from torch import nn
+from torch.distributed.tensor import (
+    DTensor,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
+
+from distributed.checks import (
+    CLIPS,
+    CLIPS_NOT,
+    INF,
+    StandIn,
+    check_same,
+    check_total,
+    full,
+    grads,
+    local,
+    make_accelerator,
+    mesh_of,
+    norm_hook,
+    params_of,
+    randn,
+    run_hook,
+    value_hook,
+)
+from distributed.ranks import Cases, check
+from robo_orchard_fasthooks.clip import clip_grad_norm_
+
+CASES = Cases(__file__)
+SHARD, OTHER_SHARD, WHOLE = Shard(0), Shard(1), Replicate()
+NORM_TYPES = [INF, -INF, 0.0, 2.0, 3.0]
+
+
+def three(dtype=torch.float32, seed=0):
+    return [randn(shape, dtype, seed) for shape in ((4, 6), (2, 4), (8, 2))]
+
+
+def three_sharded(mesh, *placements, dtype=torch.float32, seed=0):
+    """Three parameters, placed by each of the placements in turn."""
+    return params_of(
+        distribute_tensor(grad, mesh, placement)
+        for grad, placement in zip(
+            three(dtype, seed), itertools.cycle(placements), strict=False
+        )
+    )
+
+
+def plain_beside_sharded(dtype):
+    sharded = three_sharded(mesh_of(2), [SHARD], dtype=dtype)
+    return params_of(three(dtype, 1)) + sharded
+
+
+def two_meshes_of_one_shape(dtype):
+    first, second = mesh_of(2, names="a"), mesh_of(2, names="b")
+    return [
+        *three_sharded(first, [SHARD], dtype=dtype),
+        *three_sharded(second, [OTHER_SHARD], dtype=dtype, seed=1),
+    ]
+
+
+def meshes_and_plain_in_turn(dtype):
+    wide, tall = mesh_of(1, 2, names="ab"), mesh_of(2, 1, names="cd")
+    kinds = (
+        three_sharded(wide, [WHOLE, SHARD], dtype=dtype),
+        params_of(three(dtype, 1)),
+        three_sharded(tall, [WHOLE, SHARD], dtype=dtype, seed=2),
+    )
+    return [param for each in zip(*kinds, strict=True) for param in each]
+
+
+MIXTURES = [
+    plain_beside_sharded,
+    two_meshes_of_one_shape,
+    meshes_and_plain_in_turn,
+]
+
+
+@CASES(make=MIXTURES, norm_type=NORM_TYPES)
+@CASES(make=MIXTURES, dtype=[torch.bfloat16], max_norm=[CLIPS_NOT])
+def as_accelerate(make, norm_type=2.0, max_norm=CLIPS, dtype=torch.float32):
+    accelerator = make_accelerator(StandIn)
+    params, hooked, oracle = (make(dtype) for _ in range(3))
+    expected = accelerator._clip_grad_norm_dtensor_aware(
+        oracle, max_norm, norm_type
+    )
+    total = clip_grad_norm_(params, max_norm, norm_type)
+    check(type(total) is torch.Tensor, "total:", type(total))
+    hook = norm_hook(max_norm, norm_type=norm_type)
+    run_hook(hook, hooked, accelerator)
+    for found, clipped in ((total, params), (hook.total_norm, hooked)):
+        check_total(found, expected)
+        check_same("gradient", grads(clipped), grads(oracle))
+
+
+@CASES(make=MIXTURES)
+def by_value(make):
+    params = make(torch.float32)
+    expected = [full(grad).clamp(-0.5, 0.5) for grad in grads(params)]
+    run_hook(value_hook(), params)
+    check_same("gradient", [full(grad) for grad in grads(params)], expected)
+
+
+def check_as_torch(make, norm_type, max_norm=CLIPS):
+    params, oracle = make(), make()
+    expected = nn.utils.clip_grad_norm_(oracle, max_norm, norm_type)
+    total = clip_grad_norm_(params, max_norm, norm_type)
+    check(isinstance(total, DTensor), "total:", type(total))
+    check_total(total, expected)
+    check_same("gradient", grads(params), grads(oracle))
+
+
+@CASES(
+    layout=[
+        ((2,), [OTHER_SHARD]),
+        ((2,), [WHOLE]),
+        ((1, 2), [WHOLE, SHARD]),
+        ((2, 1), [WHOLE, SHARD]),
+        ((2, 1), [WHOLE, WHOLE]),
+        ((1, 2), [OTHER_SHARD, SHARD]),
+        # On one mesh, torch divides replicated norms and sums them again.
+        ((2,), [SHARD], [WHOLE], [OTHER_SHARD]),
+        ((1, 2), [WHOLE, OTHER_SHARD], [WHOLE, WHOLE], [SHARD, WHOLE]),
+        ((2, 1), [WHOLE, OTHER_SHARD], [WHOLE, WHOLE], [SHARD, WHOLE]),
+    ],
+    norm_type=NORM_TYPES,
+)
+def one_mesh(layout, norm_type):
+    shape, *placements = layout
+    check_as_torch(
+        lambda: three_sharded(mesh_of(*shape), *placements), norm_type
+    )
+
+
+@CASES(norm_type=[2.0, INF], max_norm=[CLIPS, CLIPS_NOT])
+def two_dtypes(norm_type, max_norm):
+    """That alternate; torch norms and scales dtype by dtype."""
+
+    def make():
+        kinds = (
+            three_sharded(mesh_of(2), [SHARD], dtype=dtype)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        return [param for each in zip(*kinds, strict=True) for param in each]
+
+    check_as_torch(make, norm_type, max_norm)
+
+
+@CASES()
+def changing_placements():
+    """The placements of the same gradients change from step to step."""
+    mesh = mesh_of(2)
+    params, oracle = (three_sharded(mesh, [SHARD]) for _ in range(2))
+    optimizer, hook = torch.optim.SGD(params), norm_hook()
+    for step, (placement, dtype) in enumerate(
+        [
+            (SHARD, torch.float32),
+            (WHOLE, torch.float32),
+            (OTHER_SHARD, torch.float32),
+            (OTHER_SHARD, torch.bfloat16),
+            (SHARD, torch.float32),
+        ]
+    ):
+        for param in (*params, *oracle):
+            grad = randn(param.shape, dtype, seed=step)
+            param.grad, param.grad_dtype = None, None
+            param.grad = distribute_tensor(grad, mesh, [placement])
+        expected = nn.utils.clip_grad_norm_(oracle, CLIPS)
+        run_hook(hook, optimizer)
+        check_total(hook.total_norm, expected)
+        check_same("gradient", grads(params), grads(oracle))
+
+
+@CASES(norm_type=[2, INF])
+def gradients_on_their_way(norm_type):
+    """Gradients whose last collective has not been waited for."""
+    mesh = mesh_of(2)
+    params, oracle = (three_sharded(mesh, [SHARD]) for _ in range(2))
+    for param in (*params, *oracle):
+        param.grad = param.grad.redistribute(mesh, [WHOLE], async_op=True)
+        local_type = type(local(param.grad)).__name__
+        check(local_type == "AsyncCollectiveTensor", local_type)
+    expected = nn.utils.clip_grad_norm_(oracle, CLIPS, norm_type)
+    check_total(clip_grad_norm_(params, CLIPS, norm_type), expected)
+    found, wanted = (map(full, grads(each)) for each in (params, oracle))
+    check_same("gradient", [*found], [*wanted])
+
+
+@CASES()
+def calls_after_the_first():
+    """What is planned for a list is kept, and found in fewer calls."""
+    params = three_sharded(mesh_of(2), [SHARD], [WHOLE]) * 5
+    counts = []
+    for _ in range(3):
+        calls = []
+        sys.setprofile(lambda _, event, __, calls=calls: calls.append(event))
+        clip_grad_norm_(params, CLIPS)
+        sys.setprofile(None)
+        counts.append(len(calls))
+    check(counts[0] > 1.5 * counts[1] and counts[1] == counts[2], counts)
+
+
+test_on_ranks = CASES.as_test()
