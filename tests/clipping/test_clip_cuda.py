@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import robo_orchard_fasthooks
-from gpu_measured import launches, sync_debug_mode
+from helpers.gpu import launches, sync_debug_mode
 from helpers.gradients import (
     CLIP_VALUES,
     CUDA_LAYOUTS,
