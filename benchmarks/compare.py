@@ -1,4 +1,4 @@
-"""Measures several ways to do one piece of work side by side."""
+"""Measures several ways to do one piece of work, and words for the result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TypeVar
 
-OURS, UPSTREAM = "this package", "RoboOrchardLab"
+OURS, UPSTREAM, FLOOR = "this package", "RoboOrchardLab", "floor"
 Way = TypeVar("Way")
 
 
@@ -57,6 +57,27 @@ def rows(work: str, samples: dict[str, list[float]]) -> list[Row]:
         )
         for who, times in samples.items()
     ]
+
+
+def duration(ns: float) -> str:
+    """A time with its unit, in three significant digits."""
+    for unit in ("ns", "µs", "ms"):
+        if ns < 999.5 or unit == "ms":
+            break
+        ns /= 1000
+    digits = 2 if ns < 9.995 else 1 if ns < 99.95 else 0
+    return f"{ns:,.{digits}f} {unit}"
+
+
+def times(ratio: float) -> str:
+    """A ratio of times: 12x, 5.6x, 1.03x."""
+    digits = 2 if ratio < 1.995 else 1 if ratio < 9.95 else 0
+    return f"{ratio:.{digits}f}x"
+
+
+def title(work: str) -> str:
+    """A work as pages and picture call it."""
+    return work.removesuffix(" (from_callable)")
 
 
 def print_rows(found: Iterable[Row]) -> None:

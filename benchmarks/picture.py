@@ -10,10 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from compare import OURS, UPSTREAM, Row
-from figures import duration, title
+from compare import FLOOR, OURS, UPSTREAM, Row, duration, title
 
-FLOOR = "floor"
 # Of Okabe and Ito: told apart by all eyes, and by lightness alone.
 COLORS = {OURS: "#0072B2", UPSTREAM: "#E69F00", FLOOR: "#222222"}
 OTHERS = "#BBBBBB"

@@ -4,7 +4,7 @@
     python benchmarks/report.py --rounds 1 --dry-run
 
 Writes report/results.json, the picture, and the tables of README.md and docs
-(`figures.py`). Hooks and models are measured on one core, where they take
+(`pages.py`). Hooks and models are measured on one core, where they take
 turns round after round. The end-to-end figures need a Python that has this
 package and the whole of RoboOrchardLab 0.4.0; without one, those that were
 measured before are kept. With --dry-run, hooks and models are measured, and
@@ -32,17 +32,15 @@ import torch
 
 import clipping
 import compare
-import figures
+import pages
 import peers
-import picture
 import upstream
 import workloads
 from clipping import Clip
-from compare import OURS, UPSTREAM, Row, in_turn
+from compare import FLOOR, OURS, UPSTREAM, Row, in_turn
 from workloads import Run, Workload
 
 HERE = Path(__file__).parent
-PICTURE = HERE.parent / "docs" / "_static" / "benchmarks.png"
 BEGINS = {count: f"begin, {count} hooks (from_callable)" for count in (4, 16)}
 SAMPLE_NS = 2_000_000
 
@@ -58,7 +56,7 @@ def dispatch(rounds: int) -> list[Row]:
 
     for count, name in BEGINS.items():
         add(named[name], ours)
-        runs[name][picture.FLOOR] = workloads.begin_in_loops(count)
+        runs[name][FLOOR] = workloads.begin_in_loops(count)
         for peer, make in peers.PEERS.items():
             runs[name][peer] = make(count)
     add(named["training step"], ours)
@@ -159,7 +157,7 @@ def main() -> None:
     if options.dry_run:
         compare.print_rows(rows)
         return
-    before = json.loads(figures.RESULTS.read_text(encoding="utf-8"))
+    before = json.loads(pages.RESULTS.read_text(encoding="utf-8"))
     results = {
         "machine": caption(options.rounds),
         "peers": {
@@ -170,9 +168,8 @@ def main() -> None:
         "end_to_end": [asdict(r) for r in trained] or before["end_to_end"],
     }
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-    figures.RESULTS.write_text(text, encoding="utf-8")
-    picture.draw(rows, results["machine"], PICTURE)
-    figures.write()
+    pages.RESULTS.write_text(text, encoding="utf-8")
+    pages.write()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Writes what was measured into README.md and the documentation.
 
-    python benchmarks/figures.py
+    python benchmarks/pages.py
 
 `report.py` measures, and keeps the results in report/results.json. A block of
 a page that begins with `<!-- figures: NAME -->` and ends with
-`<!-- end of figures -->` holds a table made of them.
+`<!-- end of figures -->` holds a table made of them; the picture is drawn of
+the same.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from compare import OURS, UPSTREAM, Row
+import picture
+from compare import OURS, UPSTREAM, Row, duration, times, title
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("report") / "results.json"
+PICTURE = ROOT / "docs" / "_static" / "benchmarks.png"
 _BLOCK = re.compile(
     r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL
 )
@@ -35,27 +38,6 @@ SAVINGS = {
     ),
 }
 """The works that the README shows, and how it calls them."""
-
-
-def duration(ns: float) -> str:
-    """A time with its unit, in three significant digits."""
-    for unit in ("ns", "µs", "ms"):
-        if ns < 999.5 or unit == "ms":
-            break
-        ns /= 1000
-    digits = 2 if ns < 9.995 else 1 if ns < 99.95 else 0
-    return f"{ns:,.{digits}f} {unit}"
-
-
-def times(ratio: float) -> str:
-    """A ratio of times: 12x, 5.6x, 1.03x."""
-    digits = 2 if ratio < 1.995 else 1 if ratio < 9.95 else 0
-    return f"{ratio:.{digits}f}x"
-
-
-def title(work: str) -> str:
-    """A work as pages and picture call it."""
-    return work.removesuffix(" (from_callable)")
 
 
 def table(head: tuple[str, str, str], found: list[Row], works: dict) -> str:
@@ -92,11 +74,14 @@ def blocks(results: dict[str, Any]) -> dict[str, str]:
 
 def write() -> None:
     """Makes every block of every page anew."""
-    made = blocks(json.loads(RESULTS.read_text(encoding="utf-8")))
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    made = blocks(results)
     for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))):
         text = page.read_text(encoding="utf-8")
         filled = _BLOCK.sub(lambda m: f"{m[1]}\n{made[m[2]]}\n{m[3]}", text)
         page.write_text(filled, encoding="utf-8")
+    rows = [Row(**row) for row in results["hooks"]]
+    picture.draw(rows, results["machine"], PICTURE)
 
 
 if __name__ == "__main__":
