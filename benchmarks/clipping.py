@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,13 +22,10 @@ LIMITS = {"below": 1e12, "above": 1e-3}
 """Bounds, by the side of them on which the norm is."""
 
 
-class UPSTREAM:
-    """RoboOrchardLab 0.4.0's hook."""
-
-    GradientClippingHookConfig = upstream.grad_clip.GradientClippingHookConfig
-    PipelineHookArgs = upstream.mixin.PipelineHookArgs
-
-
+UPSTREAM = SimpleNamespace(
+    GradientClippingHookConfig=upstream.grad_clip.GradientClippingHookConfig,
+    PipelineHookArgs=upstream.mixin.PipelineHookArgs,
+)
 LIBRARIES: dict[str, Any] = {"upstream": UPSTREAM, "ours": ours}
 
 
@@ -129,8 +127,8 @@ def hook_of(
     limit: float,
     case: Case,
     **settings: Any,
-) -> Clip:
-    """What a library's hook does after a step."""
+) -> tuple[Any, Any]:
+    """A library's hook, and the arguments that it clips for."""
     accelerator = Accelerator(cpu=params[0].device.type == "cpu")
     optimizer = accelerator.prepare(torch.optim.SGD(params, lr=0.1))
     config = library.GradientClippingHookConfig(
@@ -140,8 +138,13 @@ def hook_of(
         norm_type=case.norm_type,
         **settings,
     )
-    args = library.PipelineHookArgs(accelerator, optimizer=optimizer)
-    return partial(config()._gradient_clipping, args)
+    return config(), library.PipelineHookArgs(accelerator, optimizer=optimizer)
+
+
+def clip_of(library: Any, *of: Any, **settings: Any) -> Clip:
+    """What a library's hook does after a step; takes what `hook_of` takes."""
+    hook, args = hook_of(library, *of, **settings)
+    return partial(hook._gradient_clipping, args)
 
 
 def ways(
@@ -150,8 +153,8 @@ def ways(
     """All that clips by norm, by name."""
     by_torch = partial(torch.nn.utils.clip_grad_norm_, params, limit)
     return {
-        compare.OURS: hook_of(ours, params, limit, case),
-        compare.UPSTREAM: hook_of(UPSTREAM, params, limit, case),
+        compare.OURS: clip_of(ours, params, limit, case),
+        compare.UPSTREAM: clip_of(UPSTREAM, params, limit, case),
         "torch, foreach": partial(by_torch, foreach=True),
         "torch, single": partial(by_torch, foreach=False),
     }
@@ -170,13 +173,7 @@ def restoring(params: list[torch.nn.Parameter]) -> Callable[[], None]:
 
 def repeated(library: Any, case: Case, side: str) -> Callable[[int], None]:
     """Clips as often as it is told, without restoring the gradients."""
-    accelerator = Accelerator(cpu=True)
-    optimizer = accelerator.prepare(torch.optim.SGD(parameters(case), lr=0.1))
-    config = library.GradientClippingHookConfig(
-        clip_mode=case.mode, max_norm=1e12, clip_value=1e12
-    )
-    hook, args = config(), library.PipelineHookArgs(accelerator)
-    args.optimizer = optimizer
+    hook, args = hook_of(library, parameters(case), 1e12, case)
 
     def run(n: int) -> None:
         for index in range(n):

@@ -32,7 +32,7 @@ def dispatch() -> None:
         for cls in classes:
             cls.__module__ = cls.__module__
         for workload in workloads.DISPATCH:
-            for library in libraries if workload.counted else ():
+            for library in libraries:
                 name = f"{library.name} {workload.name}"
                 run_counted(name, workload.make(library), (100, 500))
 
@@ -45,13 +45,10 @@ def with_torch() -> None:
     from robo_orchard_fasthooks.testing import run_counted
 
     torch.set_num_threads(1)
-    # Made in this order: installed_05 takes back what installed has replaced.
-    for workload, makes in (
-        (workloads.LAB_STEP, (workloads.upstream, workloads.installed)),
-        (
-            workloads.LAB_05_STEP,
-            (workloads.upstream_05, workloads.installed_05),
-        ),
+    # In this order: installed_05 takes back what installed has replaced.
+    for workload, *makes in (
+        (workloads.LAB_STEP, workloads.upstream, workloads.installed),
+        (workloads.LAB_05_STEP, workloads.upstream_05, workloads.installed_05),
     ):
         libraries = [make() for make in makes]
         for name, library in zip(("upstream", "ours"), libraries, strict=True):

@@ -1,6 +1,6 @@
 """Times RoboOrchardLab's own trainer, with and without `install()`.
 
-    python benchmarks/end_to_end.py [--rounds N] [--steps N]
+    python benchmarks/end_to_end.py
 
 Needs the whole of RoboOrchardLab 0.4.0 (tests/downstream/requirements.txt).
 HookBasedTrainer trains each model for some steps on fixed random data, with
@@ -13,10 +13,9 @@ rows as JSON.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from time import thread_time_ns
 
@@ -37,6 +36,7 @@ import compare
 from robo_orchard_fasthooks.lab import install
 
 Batch = tuple[Tensor, Tensor]
+ROUNDS, STEPS = 15, 200
 
 
 class Regress(SimpleBatchProcessor):
@@ -47,19 +47,6 @@ class Regress(SimpleBatchProcessor):
         inputs, targets = batch
         outputs = model(inputs)
         return outputs, nn.functional.mse_loss(outputs, targets)
-
-
-class Batches:
-    """One batch, again and again: what loads data is not measured."""
-
-    def __init__(self, batch: Batch, steps: int):
-        self.batch, self.steps = batch, steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter([self.batch] * self.steps)
 
 
 def mlp(width: int, layers: int) -> nn.Module:
@@ -109,7 +96,7 @@ def train(model: str, steps: int) -> float:
     trainer = HookBasedTrainer(
         accelerator=Accelerator(cpu=True),
         model=network,
-        dataloader=Batches(batch, steps),
+        dataloader=[batch] * steps,  # What loads data is not measured.
         batch_processor=Regress(),
         optimizer=optimizer,
         lr_scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 10**6),
@@ -132,10 +119,6 @@ WAYS: dict[str, Callable[[], AbstractContextManager[None]]] = {
 
 def main() -> None:
     """Prints the rows."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=200)
-    options = parser.parse_args()
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     for model in MODELS:
@@ -145,9 +128,9 @@ def main() -> None:
         ) -> float:
             gc.collect()
             with way():
-                return train(model, options.steps)
+                return train(model, STEPS)
 
-        samples = compare.in_turn(WAYS, trained, options.rounds, warm_up=1)
+        samples = compare.in_turn(WAYS, trained, ROUNDS, warm_up=1)
         compare.print_rows(compare.rows(model, samples))
 
 

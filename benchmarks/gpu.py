@@ -1,26 +1,23 @@
 """Measures clipping on this machine's GPU, beside RoboOrchardLab 0.4.0's hook.
 
-    python benchmarks/gpu.py --out FILE.json
+    python benchmarks/gpu.py
 
-Prints tables, and writes all of it as JSON, in less than four minutes. Without
-a GPU, it says so and exits with 2. What is not a matter of time, such as
-launches and waiting, is tested by `pytest -m cuda`.
+Prints rows as JSON, in less than four minutes. Without a GPU, it says so and
+exits with 2. What is not a matter of time, such as launches and waiting, is
+tested by `pytest -m cuda`.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import platform
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from time import perf_counter, thread_time_ns
 from typing import Any
@@ -76,30 +73,14 @@ def device_us(clip: Clip) -> float:
     return start.elapsed_time(end) * 1000
 
 
-def least_bytes(case: Case, side: str, who: str) -> int:
-    """What has to be read and written.
-
-    The norm reads gradients; scaling reads and writes them, also below the
-    bound, unless a graph scales them.
-    """
-    passes = 2 if case.mode == "value" else 3
-    if case.mode == "norm" and side == "below" and who == GRAPH:
-        passes = 1
-    sizes = (torch.Size(shape).numel() for shape in case.shapes)
-    return passes * sum(
-        size * case.dtypes[index % len(case.dtypes)].itemsize
-        for index, size in enumerate(sizes)
-    )
-
-
-def compare(case: Case, side: str, bandwidth: float) -> list[dict[str, Any]]:
+def compare(case: Case, side: str) -> list[dict[str, Any]]:
     """Medians of the hooks, which take turns; the graph has been captured."""
     gc.collect()  # The gradients of the last case are in cycles.
     params = clipping.parameters(case, "cuda")
     restore = clipping.restoring(params)
     limit = clipping.LIMITS[side]
     clips = {
-        who: clipping.hook_of(library, params, limit, case, **settings)
+        who: clipping.clip_of(library, params, limit, case, **settings)
         for who, (library, settings) in HOOKS.items()
     }
 
@@ -112,21 +93,16 @@ def compare(case: Case, side: str, bandwidth: float) -> list[dict[str, Any]]:
         in_turn(clips, partial(restored, measure=measure), 31, warm_up=4)
         for measure in (host_us, device_us)
     )
-    rows = []
-    for who in clips:
-        moved, device = least_bytes(case, side, who), median(devices[who])
-        rows.append(
-            {
-                "gradients": case.title,
-                "side": side,
-                "hook": who,
-                "host_us": median(hosts[who]),
-                "device_us": device,
-                "bytes": moved,
-                "share_of_copy": moved / (device / 1e6) / bandwidth,
-            }
-        )
-    return rows
+    return [
+        {
+            "gradients": case.title,
+            "side": side,
+            "hook": who,
+            "host_us": median(hosts[who]),
+            "device_us": median(devices[who]),
+        }
+        for who in clips
+    ]
 
 
 def copy_bandwidth() -> float:
@@ -148,7 +124,7 @@ class Loop:
     title: str
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
-    """Of a batch; the first dimension is its size."""
+    """Of a batch."""
     dtype: torch.dtype = torch.float32
     set_to_none: bool = True
     varies: bool = False
@@ -171,13 +147,7 @@ LOOPS = [
     Loop("MLP policy", policy, (256, 64)),
     Loop("MLP policy, gradients kept", policy, (256, 64), set_to_none=False),
     Loop("transformer, bf16", transformer, (16, 128, 256), BF16),
-    Loop(
-        "transformer, bf16, lengths vary",
-        transformer,
-        (16, 128, 256),
-        BF16,
-        varies=True,
-    ),
+    Loop("lengths vary", transformer, (16, 128, 256), BF16, varies=True),
 ]
 CLIPS: dict[str, Callable[[list[nn.Parameter]], object]] = {
     "no clipping": lambda params: None,
@@ -239,56 +209,25 @@ def measure_loop(loop: Loop) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, str]:
-    """The card, its driver, and versions."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv"]
-    found = subprocess.run(query, capture_output=True, text=True, check=True)
-    names = ("accelerate", "robo_orchard_fasthooks")
-    return {
-        "card": torch.cuda.get_device_name(),
-        "driver": found.stdout.splitlines()[-1].strip(),
-        "CUDA": str(torch.version.cuda),
-        "torch": torch.__version__,
-        "Python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Prints rows as Markdown."""
-    lines = [[*rows[0]], ["---"] * len(rows[0])]
-    for row in rows:
-        numbers = (
-            f"{v:,.2f}" if isinstance(v, float) else v for v in row.values()
-        )
-        lines.append([*map(str, numbers)])
-    print("".join(f"| {' | '.join(line)} |\n" for line in lines))
-
-
 def main() -> int:
-    """Measures, prints and writes; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
+    """Measures and prints; returns the exit status."""
     if not torch.cuda.is_available():
         print("gpu.py: no CUDA GPU here, nothing is measured", file=sys.stderr)
         return 2
-    bandwidth = copy_bandwidth()
-    report = {
-        "machine": machine(),
-        "copy_bytes_per_second": bandwidth,
-        "clips": [
-            row
-            for case in CASES
-            for side in clipping.LIMITS
-            for row in compare(case, side, bandwidth)
-        ],
-        "steps_per_second": [measure_loop(loop) for loop in LOOPS],
+    machine = {
+        "card": torch.cuda.get_device_name(),
+        "CUDA": torch.version.cuda,
+        "Python": platform.python_version(),
+        **{n: version(n) for n in ("torch", "robo_orchard_fasthooks")},
+        "copy_bytes_per_second": copy_bandwidth(),
     }
-    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print_table([report["machine"]])
-    print_table(report["clips"])
-    print_table(report["steps_per_second"])
+    print(json.dumps(machine), flush=True)
+    for case in CASES:
+        for side in clipping.LIMITS:
+            for row in compare(case, side):
+                print(json.dumps(row), flush=True)
+    for loop in LOOPS:
+        print(json.dumps(measure_loop(loop)), flush=True)
     return 0
 
 

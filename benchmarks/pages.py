@@ -58,7 +58,6 @@ def blocks(results: dict[str, Any]) -> dict[str, str]:
     trained = [Row(**row) for row in results["end_to_end"]]
     works = {row.work: title(row.work) for row in hooks}
     models = {row.work: row.work for row in trained}
-    peers = (f"- {name}: {what}" for name, what in results["peers"].items())
     return {
         "machine": results["machine"] + "\n",
         "savings": table(("on one CPU core", UPSTREAM, OURS), hooks, SAVINGS),
@@ -68,7 +67,6 @@ def blocks(results: dict[str, Any]) -> dict[str, str]:
             trained,
             models,
         ),
-        "peers": "\n".join(peers) + "\n",
     }
 
 

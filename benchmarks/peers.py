@@ -6,7 +6,7 @@ and a trivial `after` are around an empty body. All befores run before it and
 all afters after it, also if something raises, in the order in which the hooks
 were registered. Each callback is a function of its own that takes the argument
 object `args`, and what its system adds. What a system does besides is in its
-docstring, which docs/benchmarks.md shows.
+docstring.
 
     pip install -c constraints.txt -e '.[test,peers]'
 """
@@ -19,11 +19,7 @@ from itertools import repeat
 from types import SimpleNamespace
 from typing import Any
 
-from workloads import Run
-
-
-def _callbacks(count: int, signature: str = "args") -> list[Callable]:
-    return [eval(f"lambda {signature}: None") for _ in range(count)]
+from workloads import Run, _callbacks
 
 
 def _run(before: str, after: str, /, **names: Any) -> Run:

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import argparse
 import gc
-import inspect
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,6 +112,8 @@ def measured_by(*command: str) -> list[Row]:
 
 def caption(rounds: int) -> str:
     """Where, when and with what this was measured."""
+    cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    named = re.search(r"^model name\s*: (.*)", cpus, re.M)
     versions = {
         "CPython": platform.python_version(),
         "robo_orchard_fasthooks": version("robo_orchard_fasthooks"),
@@ -119,20 +121,12 @@ def caption(rounds: int) -> str:
         **{n: version(n) for n in ("torch", "accelerate", *peers.PEERS)},
     }
     return (
-        f"Medians of {rounds} rounds on one core of {os.cpu_count()}, {cpu()}"
-        f", {datetime.now(timezone.utc):%Y-%m-%d}. "
+        f"Medians of {rounds} rounds on one core of {os.cpu_count()}, "
+        f"{named[1] if named else platform.machine()}, "
+        f"{datetime.now(timezone.utc):%Y-%m-%d}. "
         + ", ".join(f"{name} {number}" for name, number in versions.items())
         + "."
     )
-
-
-def cpu() -> str:
-    """The processor's name, as far as the system tells it."""
-    file = Path("/proc/cpuinfo")
-    for line in file.read_text().splitlines() if file.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -160,10 +154,6 @@ def main() -> None:
     before = json.loads(pages.RESULTS.read_text(encoding="utf-8"))
     results = {
         "machine": caption(options.rounds),
-        "peers": {
-            name: " ".join(inspect.getdoc(make).split())
-            for name, make in peers.PEERS.items()
-        },
         "hooks": [asdict(row) for row in rows],
         "end_to_end": [asdict(r) for r in trained] or before["end_to_end"],
     }

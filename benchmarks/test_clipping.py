@@ -22,7 +22,7 @@ def test_clipping(
 ) -> None:
     """Times the hook of one library."""
     params = clipping.parameters(case)
-    clip = clipping.hook_of(
+    clip = clipping.clip_of(
         clipping.LIBRARIES[name], params, clipping.LIMITS[side], case
     )
     benchmark.group = f"{case.title}, {side}"

@@ -36,22 +36,25 @@ class Workload:
 
     name: str
     make: Callable[[Library], Run]
-    counted: bool = True
-    """Whether its instructions are the same in each run."""
+
+
+def library_of(name: str, lab: Any) -> Library:
+    """The implementation in a module."""
+    return Library(name, lab.PipelineHooks, lab.PipelineHookArgs)
 
 
 def ours() -> Library:
     """This package."""
     from robo_orchard_fasthooks import mixin
 
-    return Library("ours", mixin.PipelineHooks, mixin.PipelineHookArgs)
+    return library_of("ours", mixin)
 
 
 def upstream() -> Library:
     """RoboOrchardLab 0.4.0, from its wheel."""
     from upstream import mixin
 
-    return Library("upstream", mixin.PipelineHooks, mixin.PipelineHookArgs)
+    return library_of("upstream", mixin)
 
 
 def installed() -> Library:
@@ -59,22 +62,20 @@ def installed() -> Library:
     import upstream
     from robo_orchard_fasthooks import lab
 
-    names = [
-        module.__name__ for module in (upstream.mixin, upstream.grad_clip)
-    ]
-    first = {name: sys.modules[name] for name in names}
+    modules = (upstream.mixin, upstream.grad_clip)
+    first = {module.__name__: module for module in modules}
     mixin, _ = map(upstream.load_file, first)
     lab.install()
     sys.modules.update(first)
-    return Library("installed", mixin.PipelineHooks, mixin.PipelineHookArgs)
+    return library_of("installed", mixin)
 
 
 def upstream_05() -> Library:
     """RoboOrchardLab 0.5, the stand-in for it."""
     import standin
 
-    with standin.imported() as lab:
-        return Library("upstream", lab.PipelineHooks, lab.PipelineHookArgs)
+    with standin.imported() as theirs:
+        return library_of("upstream", theirs)
 
 
 def installed_05() -> Library:
@@ -88,15 +89,13 @@ def installed_05() -> Library:
     lab.uninstall()
     with standin.imported() as theirs:
         lab.install()
-        return Library(
-            "installed", theirs.PipelineHooks, theirs.PipelineHookArgs
-        )
+        return library_of("installed", theirs)
 
 
-def _callbacks(count: int) -> list[Callable[[Any], None]]:
+def _callbacks(count: int, signature: str = "args") -> list[Callable]:
     # Functions of their own: calling one function over and over again is
     # quicker, in a Python loop, than a training loop ever gets to be.
-    return [eval("lambda args: None") for _ in range(count)]
+    return [eval(f"lambda {signature}: None") for _ in range(count)]
 
 
 def from_callable(count: int) -> list[HookContext]:
@@ -110,16 +109,11 @@ def from_callable(count: int) -> list[HookContext]:
 
 def subclassed(count: int) -> list[HookContext]:
     """Hooks that are subclasses of HookContext, one class each."""
+    befores, afters = (_callbacks(count, "self, args") for _ in range(2))
     return [
-        type(
-            "Hook", (HookContext,), {"before": _method(), "after": _method()}
-        )()
-        for _ in range(count)
+        type("Hook", (HookContext,), {"before": before, "after": after})()
+        for before, after in zip(befores, afters, strict=True)
     ]
-
-
-def _method() -> Callable[[Any, Any], None]:
-    return eval("lambda self, args: None")
 
 
 def begin(
@@ -411,12 +405,12 @@ DISPATCH = [
         Workload(
             f"begin, {count} hook{'s' * (count != 1)} ({hooks.__name__})",
             partial(begin, make_hooks=hooks, count=count),
-            # Many classes collide in CPython's method cache, or not, by the
-            # addresses of names: 20 % of all instructions.
-            counted=hooks is from_callable or count <= 4,
         )
-        for hooks in (from_callable, subclassed)
+        # Many classes collide in CPython's method cache, or not, by the
+        # addresses of names: 20 % of all instructions.
+        for hooks, most in ((from_callable, 256), (subclassed, 4))
         for count in (0, 1, 4, 16, 64, 256)
+        if count <= most
     ),
     Workload("begin, raising body", begin_raising),
     Workload(

@@ -27,9 +27,6 @@ def record(log, monkeypatch):
 
         monkeypatch.setattr(peers, "_callbacks", callbacks)
         monkeypatch.setattr(workloads, "_callbacks", callbacks)
-        monkeypatch.setattr(
-            workloads, "_method", lambda: callbacks(1, "self, args")[0]
-        )
         repeat = make(*arguments)
         log.clear()
         repeat(REPEATS)
