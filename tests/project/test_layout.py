@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "robo_orchard_fasthooks"
-# Other private modules and what is compiled are on floor 0, other public ones
-# on floor 4. `_lab` puts hooks of public modules into RoboOrchardLab's classes.
+# Other private modules, compiled ones among them, are on floor 0, other public
+# ones on floor 4.
 FLOORS = {
     **{"_clipping": 1, "_profiling": 1, "_cuda_graph": 2, "_stepping": 3},
     **{"_lab": 5, "lab": 6, "__main__": 6, "": 6},
