@@ -168,7 +168,11 @@ def restoring(params: list[torch.nn.Parameter]) -> Callable[[], None]:
     """
     grads = [getattr(p.grad, "_local_tensor", p.grad) for p in params]
     saved = [grad.clone() for grad in grads]
-    return lambda: torch._foreach_copy_(grads, saved)
+
+    def restore() -> None:
+        torch._foreach_copy_(grads, saved)
+
+    return restore
 
 
 def repeated(library: Any, case: Case, side: str) -> Callable[[int], None]:

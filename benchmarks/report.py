@@ -4,11 +4,10 @@
     python benchmarks/report.py --rounds 1 --dry-run
 
 Writes report/results.json, the picture, and the tables of README.md and docs
-(`pages.py`). Hooks and models are measured on one core, where they take
-turns round after round. The end-to-end figures need a Python that has this
-package and the whole of RoboOrchardLab 0.4.0; without one, those that were
-measured before are kept. With --dry-run, hooks and models are measured, and
-the rows are printed and nothing is written.
+(`pages.py`). Hooks and models are measured on one core. The end-to-end figures
+need a Python that has this package and the whole of RoboOrchardLab 0.4.0;
+without one, those that were measured before are kept. With --dry-run, hooks
+and models are measured and printed, and nothing is written.
 """
 
 from __future__ import annotations
