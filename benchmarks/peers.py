@@ -4,9 +4,8 @@ psygnal is the fastest compiled one, pluggy the best known one, and Lightning's
 callbacks are what many of our users come from. All befores run before an empty
 body and all afters after it, also if something raises, in the order in which
 the hooks were registered. Each callback is a function of its own that takes
-`args` and what its system adds. What a system does besides is in its docstring.
-
-    pip install -c constraints.txt -e '.[test,peers]'
+`args` and what its system adds. What a system does besides is in its
+docstring.
 """
 
 from __future__ import annotations
