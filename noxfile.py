@@ -96,7 +96,7 @@ def readme(session: nox.Session) -> None:
     text = Path("README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
     block = blocks[int(session.posargs[0]) - 1]
-    session.run("bash", "-euxo", "pipefail", "-c", block)
+    session.run("bash", "-euo", "pipefail", "-c", block)
 
 
 def interpreters() -> dict[str, str]:
