@@ -131,7 +131,7 @@ def check_profiling():
     _dispatch.set_recorder(channel, None)
     with channel.begin(()):
         pass
-    # The clock is asked at both ends of the scope, its body and each callback.
+    # The clock is read at both ends of the scope, its body and each callback.
     assert (recorder.scopes.count, recorder.scopes.sum) == (3, 21)
     assert [rows[phase][0].sum for phase in rows] == [3, 3]
     loaded = pickle.loads(pickle.dumps(channel))

@@ -31,8 +31,8 @@ def dispatch() -> None:
         # depends on all that was allocated before, 10 % are added.
         for cls in classes:
             cls.__module__ = cls.__module__
-        for workload in workloads.dispatch(libraries[1].args):
-            for library in libraries if workload.counted else ():
+        for workload in workloads.DISPATCH:
+            for library in libraries:
                 name = f"{library.name} {workload.name}"
                 run_counted(name, workload.make(library), (100, 500))
 
@@ -45,14 +45,15 @@ def with_torch() -> None:
     from robo_orchard_fasthooks.testing import run_counted
 
     torch.set_num_threads(1)
-    upstream, installed = workloads.upstream(), workloads.installed()
-    for name, library in (("upstream", upstream), ("ours", installed)):
-        work = f"{name} RoboOrchardLab's step, install()"
-        run_counted(work, workloads.step(library), (100, 500))
-    upstream, installed = workloads.upstream_05(), workloads.installed_05()
-    for name, library in (("upstream", upstream), ("ours", installed)):
-        work = f"{name} RoboOrchardLab 0.5's step, install()"
-        run_counted(work, workloads.step_05(library), (100, 500))
+    # In this order: installed_05 takes back what installed has replaced.
+    for workload, *makes in (
+        (workloads.LAB_STEP, workloads.upstream, workloads.installed),
+        (workloads.LAB_05_STEP, workloads.upstream_05, workloads.installed_05),
+    ):
+        libraries = [make() for make in makes]
+        for name, library in zip(("upstream", "ours"), libraries, strict=True):
+            run = workload.make(library)
+            run_counted(f"{name} {workload.name}", run, (100, 500))
     for case, side in clipping.COUNTED:
         title = f"clipping, {case.title}" + f", {side}" * (case.mode == "norm")
         for name, library in clipping.LIBRARIES.items():

@@ -1,25 +1,22 @@
 """Times RoboOrchardLab's own trainer, with and without `install()`.
 
-    python benchmarks/end_to_end.py [--rounds N] [--steps N] [--json FILE]
+    python benchmarks/end_to_end.py
 
 Needs the whole of RoboOrchardLab 0.4.0 (tests/downstream/requirements.txt).
 HookBasedTrainer trains each model for some steps on fixed random data, with
 its statistics hook, gradient clipping and one hook of the user's. Runs with
 and without `install()` take turns in one process. The figure is the CPU time
 of the training thread per step, with one thread of torch: on a shared machine
-it moves less than the wall clock, and hooks do not wait for anything.
+it moves less than the wall clock, and hooks do not wait for anything. Prints
+rows as JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from statistics import median
 from time import thread_time_ns
 
 import torch
@@ -35,9 +32,11 @@ from robo_orchard_lab.pipeline.hooks.mixin import HookContext, PipelineHooks
 from robo_orchard_lab.pipeline.hooks.stats import StatsMonitorConfig
 from torch import Tensor, nn
 
+import compare
 from robo_orchard_fasthooks.lab import install
 
 Batch = tuple[Tensor, Tensor]
+ROUNDS, STEPS = 15, 200
 
 
 class Regress(SimpleBatchProcessor):
@@ -48,19 +47,6 @@ class Regress(SimpleBatchProcessor):
         inputs, targets = batch
         outputs = model(inputs)
         return outputs, nn.functional.mse_loss(outputs, targets)
-
-
-class Batches:
-    """One batch, again and again: what loads data is not measured."""
-
-    def __init__(self, batch: Batch, steps: int):
-        self.batch, self.steps = batch, steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter([self.batch] * self.steps)
 
 
 def mlp(width: int, layers: int) -> nn.Module:
@@ -110,7 +96,7 @@ def train(model: str, steps: int) -> float:
     trainer = HookBasedTrainer(
         accelerator=Accelerator(cpu=True),
         model=network,
-        dataloader=Batches(batch, steps),
+        dataloader=[batch] * steps,  # What loads data is not measured.
         batch_processor=Regress(),
         optimizer=optimizer,
         lr_scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 10**6),
@@ -125,52 +111,27 @@ def train(model: str, steps: int) -> float:
     return taken / steps
 
 
-def compare(model: str, rounds: int, steps: int) -> dict[str, float | str]:
-    """Takes turns with and without `install()`; gives medians."""
-    ways: tuple[Callable[[], AbstractContextManager[None]], ...] = (
-        nullcontext,
-        install,
-    )
-    pairs = []
-    for number in range(rounds + 1):
-        pair = []
-        # Each goes first in half of the rounds.
-        for way in ways if number % 2 else ways[::-1]:
-            gc.collect()
-            with way():
-                pair.append(train(model, steps))
-        pairs.append(pair if number % 2 else pair[::-1])
-    del pairs[0]  # The first round warms up.
-    return {
-        "model": model,
-        "upstream_us": median(without for without, _ in pairs) / 1e3,
-        "ours_us": median(installed for _, installed in pairs) / 1e3,
-        "ratio": median(without / installed for without, installed in pairs),
-    }
+WAYS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    compare.UPSTREAM: nullcontext,
+    compare.OURS: install,
+}
 
 
 def main() -> None:
-    """Prints the table, and writes it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    """Prints the rows."""
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
-    rows = []
-    print("| model | RoboOrchardLab, us | with install(), us | ratio |")
-    print("| --- | ---: | ---: | ---: |")
     for model in MODELS:
-        row = compare(model, options.rounds, options.steps)
-        rows.append(row)
-        print(
-            f"| {row['model']} | {row['upstream_us']:.0f} "
-            f"| {row['ours_us']:.0f} | {row['ratio']:.2f} |",
-            flush=True,
-        )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+        def trained(
+            way: Callable[[], AbstractContextManager[None]], model: str = model
+        ) -> float:
+            gc.collect()
+            with way():
+                return train(model, STEPS)
+
+        samples = compare.in_turn(WAYS, trained, ROUNDS, warm_up=1)
+        compare.print_rows(compare.rows(model, samples))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stops a change that makes hooks or clipping slower.
 
-    python benchmarks/gate.py [dispatch] [torch] [--update]
+    python benchmarks/gate.py [dispatch] [torch] [--update] [--json FILE]
 
 Counts instructions by cachegrind: of hooks and arguments (`dispatch`), and of
 clipping and RoboOrchardLab with `lab.install()` (`torch`). A workload fails if
@@ -8,27 +8,21 @@ the ratio of this package's count to RoboOrchardLab 0.4.0's, counted in the
 same run, is above its limit in thresholds.toml. The ratio needs no recorded
 baseline, and a busy machine does not change it.
 
-The last column is the ratio of the times of `dispatch`. It informs and cannot
-fail: ratios of times differ by a quarter between machines, and between runs on
-a busy one.
-
---update sets the limits of what was counted to 2 % above the ratios. Exits
-with 1 if a ratio is above its limit, with 2 if nothing can be counted.
+--update sets the limits of what was counted to 2 % above the ratios; --json
+writes the counts to a file. Exits with 1 if a ratio is above its limit, with 2
+if nothing can be counted.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import os
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import rtoml
 
-import compare
-import workloads
 from robo_orchard_fasthooks.testing import Counting
 
 FOLDER = Path(__file__).parent
@@ -57,9 +51,9 @@ class Result:
         return self.ours / self.upstream
 
     @property
-    def verdict(self) -> str:
-        """Whether it passed."""
-        return "passed" if self.ratio <= self.limit else "FAILED"
+    def passed(self) -> bool:
+        """Whether the ratio is within its limit."""
+        return self.ratio <= self.limit
 
 
 def count(families: list[str], limits: Limits) -> list[Result]:
@@ -80,33 +74,11 @@ def count(families: list[str], limits: Limits) -> list[Result]:
     return results
 
 
-def times() -> dict[str, float]:
-    """The ratio of times to upstream's, for each workload of `dispatch`."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    upstream, ours = workloads.upstream(), workloads.ours()
-    runs = {
-        f"{library.name} {workload.name}": workload.make(library)
-        for workload in workloads.dispatch(ours.args)
-        for library in (upstream, ours)
-        if workload.counted
-    }
-    gc.disable()
-    samples = compare.interleaved(runs, rounds=31)
-    ratios = {}
-    for key, mine in samples.items():
-        library, _, name = key.partition(" ")
-        if library == "ours":
-            # The quickest samples: what interrupts a process only adds to it.
-            ratios[name] = min(mine) / min(samples[f"upstream {name}"])
-    return ratios
-
-
 def failures(results: list[Result], limits: Limits) -> list[str]:
     """The workloads above their limits, and the limits of no workload."""
     counted = {(each.family, each.name) for each in results}
     return [
-        *(f"{r.family}: {r.name}" for r in results if r.verdict == "FAILED"),
+        *(f"{r.family}: {r.name}" for r in results if not r.passed),
         *(
             f"{family}: {name} (not counted)"
             for family in dict.fromkeys(each.family for each in results)
@@ -121,6 +93,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("family", nargs="*", default=[*FAMILIES])
     parser.add_argument("--update", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     unknown = set(options.family) - set(FAMILIES)
     if unknown:
@@ -135,15 +108,16 @@ def main() -> int:
             result.limit = round(result.ratio * MARGIN, 4)
             limits.setdefault(result.family, {})[result.name] = result.limit
         THRESHOLDS.write_text(rtoml.dumps(limits, pretty=True))
-    timed = times() if "dispatch" in options.family else {}
-    print("| | upstream | ours | ratio | limit | | of times |")
-    print("| --- | ---: | ---: | ---: | ---: | --- | ---: |")
+    if options.json:
+        text = json.dumps([asdict(each) for each in results], indent=1)
+        options.json.write_text(f"{text}\n", encoding="utf-8")
+    print("| | upstream | ours | ratio | limit | |")
+    print("| --- | ---: | ---: | ---: | ---: | --- |")
     for each in results:
-        time = timed.get(each.name) if each.family == "dispatch" else None
         print(
             f"| {each.family}: {each.name} | {each.upstream:,.0f} "
             f"| {each.ours:,.0f} | {each.ratio:.4f} | {each.limit:.4f} "
-            f"| {each.verdict} | {f'{time:.2f}' if time else ''} |"
+            f"| {'passed' if each.passed else 'FAILED'} |"
         )
     failed = failures(results, limits)
     if failed:

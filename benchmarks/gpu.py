@@ -1,262 +1,233 @@
-"""Measures clipping on this machine's GPU, as tables and as JSON.
+"""Measures clipping on this machine's GPU, beside RoboOrchardLab 0.4.0's hook.
 
-    python benchmarks/gpu.py --out FILE
+    python benchmarks/gpu.py
 
-Writes Markdown to FILE and JSON beside it, in less than eight minutes, of
-which the tests that need a GPU take up to four. Without a GPU, it says so and
-exits with 2.
+Prints rows as JSON, in less than four minutes. Without a GPU, it says so and
+exits with 2. What is not a matter of time, such as launches and waiting, is
+tested by `pytest -m cuda`.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import platform
-import subprocess
+import random
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
+from statistics import median
+from time import perf_counter, thread_time_ns
+from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
 
 import clipping
-import gpu_loops
-import gpu_measured as measured
-from robo_orchard_fasthooks import clip
+from clipping import BF16, MIXED, Case, Clip, different, equal
+from compare import in_turn
+from robo_orchard_fasthooks import clip_grad_norm_
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))
-
-from helpers.cuda_trace import (  # noqa: E402
-    CUDA_12,
-    CUDA_13,
-    Recorded,
-    recorded,
-)
-
-TESTS_SECONDS = 240
-NAMES = ("RoboOrchardLab", "this package", "this package, cuda_graph")
-
-
-@dataclass
-class Row:
-    """What one hook costs for one list of gradients."""
-
-    case: str
-    side: str
-    """Below or above the bound."""
-    who: str
-    host_us: float
-    device_us: float
-    launches: int
-    modelled: int | None
-    """Launches by the model that the tests have, which knows no graphs."""
-    syncs: int
-    bytes: int
-    """That are read and written, by that model; by a graph, the least."""
-    share: float
-    """Of the bandwidth of a copy that was measured in the same run."""
+CASES = [
+    Case("160 x 64", equal(160, 64)),
+    Case("1,000 x 64", equal(1000, 64)),
+    Case("1,000 x 64, bfloat16 and float32", equal(1000, 64), MIXED),
+    Case("300 of different shapes, mixed", different(300), MIXED),
+    clipping.RESNET,
+    Case("200 x 262,144", equal(200, 262_144)),
+    # A billion parameters.
+    Case("60 x 16.8M, bfloat16", equal(60, 4096 * 4096), (BF16,)),
+    Case("60 x 16.8M", equal(60, 4096 * 4096)),
+    Case("1,000 x 64, by value", equal(1000, 64), mode="value"),
+    Case("200 x 262,144, by value", equal(200, 262_144), mode="value"),
+]
+GRAPH = "this package, cuda_graph"
+HOOKS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "RoboOrchardLab": (clipping.LIBRARIES["upstream"], {}),
+    "this package": (clipping.LIBRARIES["ours"], {}),
+    GRAPH: (clipping.LIBRARIES["ours"], {"cuda_graph": True}),
+}
 
 
-@dataclass
-class Report:
-    """All that is written."""
-
-    machine: dict[str, str]
-    copy_bytes_per_second: float
-    rows: list[Row]
-    loops: list[gpu_loops.LoopRow]
-    tests: str = "not run"
-
-    def write(self, out: Path) -> str:
-        """Writes the tables, and JSON beside them; returns the tables."""
-        text = markdown(self)
-        out.write_text(text)
-        data = json.dumps(asdict(self), indent=1) + "\n"
-        out.with_suffix(".json").write_text(data)
-        return text
+def host_us(clip: Clip) -> float:
+    """Microseconds of the thread that launches, not of the wall."""
+    start = thread_time_ns()
+    clip()
+    return (thread_time_ns() - start) / 1000
 
 
-def machine() -> dict[str, str]:
-    """The card, its driver, and versions."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv"]
-    try:
-        found = subprocess.run(
-            query, capture_output=True, text=True, timeout=30, check=True
-        )
-        driver = found.stdout.splitlines()[-1].strip()
-    except (OSError, subprocess.SubprocessError, IndexError):
-        driver = "unknown"
+def device_us(clip: Clip) -> float:
+    """Microseconds between CUDA events, with all the work queued.
+
+    The device sleeps until then. It queues about a thousand launches; of a
+    call that takes more, the gaps between the last ones may be counted.
+    """
+    torch.cuda._sleep(50_000_000)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    clip()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1000
+
+
+def compare(case: Case, side: str) -> list[dict[str, Any]]:
+    """Medians of the hooks, which take turns; the graph has been captured."""
+    gc.collect()  # The gradients of the last case are in cycles.
+    params = clipping.parameters(case, "cuda")
+    restore = clipping.restoring(params)
+    limit = clipping.LIMITS[side]
+    clips = {
+        who: clipping.clip_of(library, params, limit, case, **settings)
+        for who, (library, settings) in HOOKS.items()
+    }
+
+    def restored(clip: Clip, measure: Callable[[Clip], float]) -> float:
+        restore()
+        torch.cuda.synchronize()
+        return measure(clip)
+
+    hosts, devices = (
+        in_turn(clips, partial(restored, measure=measure), 31, warm_up=4)
+        for measure in (host_us, device_us)
+    )
+    return [
+        {
+            "gradients": case.title,
+            "side": side,
+            "hook": who,
+            "host_us": median(hosts[who]),
+            "device_us": median(devices[who]),
+        }
+        for who in clips
+    ]
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second, read and written, of a copy of 1 GiB."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    times = [device_us(lambda: target.copy_(source)) for _ in range(21)]
+    return 2 * source.numel() / (median(times) / 1e6)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A training loop.
+
+    A CUDA graph of clipping can be replayed while gradients stay at their
+    addresses, which the loop and torch's allocator decide.
+    """
+
+    title: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    """Of a batch."""
+    dtype: torch.dtype = torch.float32
+    set_to_none: bool = True
+    varies: bool = False
+    """Whether the second dimension, the length, differs from step to step."""
+
+
+def policy() -> nn.Module:
+    """A small MLP, as robots are controlled by."""
+    sizes = ((64, 256), (256, 256), (256, 64))
+    return nn.Sequential(*(nn.Linear(n, m) for n, m in sizes))
+
+
+def transformer() -> nn.Module:
+    """Six layers of width 256."""
+    layer = nn.TransformerEncoderLayer(256, 4, 1024, 0.0, batch_first=True)
+    return nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+
+
+LOOPS = [
+    Loop("MLP policy", policy, (256, 64)),
+    Loop("MLP policy, gradients kept", policy, (256, 64), set_to_none=False),
+    Loop("transformer, bf16", transformer, (16, 128, 256), BF16),
+    Loop("lengths vary", transformer, (16, 128, 256), BF16, varies=True),
+]
+CLIPS: dict[str, Callable[[list[nn.Parameter]], object]] = {
+    "no clipping": lambda params: None,
+    "torch": partial(nn.utils.clip_grad_norm_, max_norm=1.0),
+    "this package": partial(clip_grad_norm_, max_norm=1.0),
+    GRAPH: partial(clip_grad_norm_, max_norm=1.0, cuda_graph=True),
+}
+
+
+def trained(
+    loop: Loop, clip: Callable[[list[nn.Parameter]], object]
+) -> Callable[[], None]:
+    """Makes a step of training: forward, backward, clipping, optimizer."""
+    torch.manual_seed(0)
+    model = loop.build().to("cuda", loop.dtype)
+    params = list(model.parameters())
+    optimizer = torch.optim.AdamW(params, lr=1e-4)
+    batch = torch.randn(loop.shape, device="cuda", dtype=loop.dtype)
+    lengths = random.Random(0)
+
+    def step() -> None:
+        inputs = batch
+        if loop.varies:
+            length = lengths.randint(batch.shape[1] // 4, batch.shape[1])
+            inputs = batch[:, :length]
+        optimizer.zero_grad(loop.set_to_none)
+        (model(inputs) - inputs).square().mean().backward()
+        clip(params)
+        optimizer.step()
+
+    return step
+
+
+def measure_loop(loop: Loop) -> dict[str, Any]:
+    """Steps per second, and how often no gradient has moved since the last."""
+    seen: list[list[int]] = []
+    noting = trained(
+        loop, lambda params: seen.append([p.grad.data_ptr() for p in params])
+    )
+    for _ in range(210):
+        noting()
+    pairs = list(zip(seen[9:], seen[10:], strict=False))
+    steps = {name: trained(loop, clip) for name, clip in CLIPS.items()}
+
+    def speed(step: Callable[[], None]) -> float:
+        torch.cuda.synchronize()
+        start = perf_counter()
+        for _ in range(50):
+            step()
+        torch.cuda.synchronize()
+        return 50 / (perf_counter() - start)
+
+    # The first round compiles, captures and plans.
+    samples = in_turn(steps, speed, 7, warm_up=1)
     return {
-        "card": torch.cuda.get_device_name(),
-        "driver": driver,
-        "CUDA": str(torch.version.cuda),
-        "torch": torch.__version__,
-        "accelerate": version("accelerate"),
-        "Python": platform.python_version(),
-        "robo_orchard_fasthooks": version("robo_orchard_fasthooks"),
+        "loop": loop.title,
+        "in_place": sum(a == b for a, b in pairs) / len(pairs),
+        **{name: median(found) for name, found in samples.items()},
     }
 
 
-def modelled(case: clipping.Case, bound: float, who: str) -> Recorded:
-    """What the tests' model has the device do."""
-    # torch does not use foreach kernels for fake tensors of its own accord.
-    module, foreach = (
-        (torch.nn.utils, True) if who == NAMES[0] else (clip, None)
-    )
-    with FakeTensorMode():
-        params = []
-        for index, shape in enumerate(case.shapes):
-            dtype = case.dtypes[index % len(case.dtypes)]
-            value = torch.empty(shape, dtype=dtype, device="cuda")
-            params.append(torch.nn.Parameter(value))
-            params[-1].grad = torch.empty_like(value)
-        with recorded() as found:
-            if case.mode == "norm":
-                module.clip_grad_norm_(params, bound, foreach=foreach)
-            else:
-                module.clip_grad_value_(params, bound, foreach=foreach)
-    return found
-
-
-def replayed_bytes(case: clipping.Case, side: str) -> int:
-    """What a graph has to read and write: gradients are read for the norm."""
-    passes = 2 if case.mode == "value" else 1 if side == "below" else 3
-    sizes = (torch.Size(shape).numel() for shape in case.shapes)
-    return passes * sum(
-        size * case.dtypes[index % len(case.dtypes)].itemsize
-        for index, size in enumerate(sizes)
-    )
-
-
-def measure(bandwidth: float) -> list[Row]:
-    """All cases, below and above their bounds, by all hooks."""
-    new = torch.__version__ >= (2, 12) and str(torch.version.cuda) >= "13"
-    limits = CUDA_13 if new else CUDA_12
-    cases = [
-        (case, side, bound)
-        for case in measured.CASES.values()
-        for side, bound in measured.LIMITS.items()
-    ]
-    # All times first: once used, the profiler stays attached to the device.
-    times = []
-    for case, _, bound in cases:
-        compared = measured.sides(case, bound)
-        hosts = measured.medians(compared, measured.host_us)
-        devices = measured.medians(compared, measured.device_us)
-        times.append((hosts, devices))
-    rows = []
-    for (case, side, bound), found in zip(cases, times, strict=True):
-        for who, each, host_us, device_us in zip(
-            NAMES, measured.sides(case, bound), *found, strict=True
-        ):
-            if who == NAMES[2]:
-                launches, moved = None, replayed_bytes(case, side)
-            else:
-                model = modelled(case, bound, who)
-                launches, moved = model.launches(limits), model.bytes
-            rows.append(
-                Row(
-                    case.title,
-                    side,
-                    who,
-                    host_us,
-                    device_us,
-                    measured.launches(each.clip),
-                    launches,
-                    measured.syncs(each.clip),
-                    moved,
-                    moved / (device_us / 1e6) / bandwidth,
-                )
-            )
-    return rows
-
-
-def tests() -> str:
-    """What pytest says last of the tests that need a GPU."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda"]
-    try:
-        run = subprocess.run(
-            [*command, "tests", "benchmarks", "--benchmark-disable"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=TESTS_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return f"did not end within {TESTS_SECONDS} s"
-    lines = run.stdout.strip().splitlines() or [run.stderr[-500:]]
-    return "; ".join(
-        line
-        for line in lines
-        if line.startswith(("FAILED", "ERROR")) or line is lines[-1]
-    )
-
-
-def markdown(report: Report) -> str:
-    """The tables."""
-    lines = [f"- {name}: {value}" for name, value in report.machine.items()]
-    bandwidth = report.copy_bytes_per_second
-    lines += [
-        f"- copy of 1 GiB: {bandwidth / 1e9:,.0f} GB/s, read and written",
-        f"- tests that need a GPU: {report.tests}",
-        "",
-        "Medians. Host time is that of the thread that launches kernels; "
-        "device time is between CUDA events, with all the work queued. Bytes, "
-        "and the launches in parentheses, are computed, not measured. CUPTI "
-        "before CUDA 13.1 may count the kernels of a graph wrongly.",
-        "",
-        "| gradients | norm | hook | host, µs | device, µs | launches | syncs "
-        "| MB | of copy |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {row.case} | {row.side} | {row.who} | {row.host_us:,.0f} "
-        f"| {row.device_us:,.0f} | {row.launches:,}{_modelled(row)} "
-        f"| {row.syncs} | {row.bytes / 1e6:,.1f} | {row.share:.0%} |"
-        for row in report.rows
-    ]
-    names = list(gpu_loops.CLIPS)
-    lines += [
-        "",
-        "Steps per second of training loops by the way to clip, medians; and "
-        "the share of steps in which each gradient lay where it lay in the "
-        "step before, so that a graph can be replayed.",
-        "",
-        f"| loop | in place | {' | '.join(names)} |",
-        f"| --- | ---: |{' ---: |' * len(names)}",
-    ]
-    for loop in report.loops:
-        found = (f"{loop.steps_per_second[name]:,.0f}" for name in names)
-        lines.append(
-            f"| {loop.loop} | {loop.in_place:.0%} | {' | '.join(found)} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _modelled(row: Row) -> str:
-    return "" if row.modelled is None else f" ({row.modelled:,})"
-
-
 def main() -> int:
-    """Measures and writes; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
+    """Measures and prints; returns the exit status."""
     if not torch.cuda.is_available():
         print("gpu.py: no CUDA GPU here, nothing is measured", file=sys.stderr)
         return 2
-    about, bandwidth = machine(), measured.copy_bandwidth()
-    rows, loops = measure(bandwidth), gpu_loops.measure()
-    report = Report(about, bandwidth, rows, loops)
-    report.write(out)  # Nothing is lost if the tests take too long.
-    gc.collect()
-    torch.cuda.empty_cache()
-    report.tests = tests()
-    print(report.write(out), end="")
+    machine = {
+        "card": torch.cuda.get_device_name(),
+        "CUDA": torch.version.cuda,
+        "Python": platform.python_version(),
+        **{n: version(n) for n in ("torch", "robo_orchard_fasthooks")},
+        "copy_bytes_per_second": copy_bandwidth(),
+    }
+    print(json.dumps(machine), flush=True)
+    for case in CASES:
+        for side in clipping.LIMITS:
+            for row in compare(case, side):
+                print(json.dumps(row), flush=True)
+    for loop in LOOPS:
+        print(json.dumps(measure_loop(loop)), flush=True)
     return 0
 
 

@@ -10,10 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from figures import OURS, UPSTREAM, time
-from measured import FLOOR, Row
-
-__all__ = ["draw"]
+from compare import FLOOR, OURS, UPSTREAM, Row, duration, title
 
 # Of Okabe and Ito: told apart by all eyes, and by lightness alone.
 COLORS = {OURS: "#0072B2", UPSTREAM: "#E69F00", FLOOR: "#222222"}
@@ -24,34 +21,25 @@ LEGEND = {
     "other systems": OTHERS,
     "floor: the same without hooks, in Python loops": COLORS[FLOOR],
 }
-SIZE = (8, 7.6)
-"""In inches, of 200 pixels each."""
 
 
 def draw(rows: list[Row], about: str, path: Path) -> None:
-    """Draws one panel of bars for each piece of work."""
-    # By kind of work, as its panels share an axis, then by work.
-    kinds: dict[str, dict[str, list[Row]]] = {"begin": {}, "": {}, "clip": {}}
-    for row in rows:
-        kind = next(k for k in ("begin", "clip", "") if row.work.startswith(k))
-        kinds[kind].setdefault(row.work, []).append(row)
+    """Draws a panel of bars for each work: hooks on the left, clips right."""
     # A figure that is not pyplot's needs no display and no closing.
-    figure = Figure(figsize=SIZE, dpi=200, layout="constrained")
-    columns = figure.subfigures(1, 2)
-    for column, names in zip(columns, (["begin"], ["", "clip"]), strict=True):
-        panels = [bars for name in names for bars in kinds[name].values()]
-        heights = [len(bars) + 1.6 for bars in panels]
-        grid = column.subplots(len(panels), height_ratios=heights)
-        for axes, bars in zip(grid, panels, strict=True):
+    figure = Figure(figsize=(8, 6.4), dpi=200, layout="constrained")
+    halves = figure.subfigures(1, 2)
+    for half, clips in zip(halves, (False, True), strict=True):
+        panels: dict[str, list[Row]] = {}
+        for row in rows:
+            if row.work.startswith("clip") == clips:
+                panels.setdefault(row.work, []).append(row)
+        heights = [len(bars) + 1.6 for bars in panels.values()]
+        grid = half.subplots(len(panels), sharex=True, height_ratios=heights)
+        for axes, bars in zip(grid, panels.values(), strict=True):
             draw_bars(axes, bars)
-        for name in names:
-            count = len(kinds[name])
-            (*others, last), grid = grid[:count], grid[count:]
-            times = [row.ns for bars in kinds[name].values() for row in bars]
-            for axes in (*others, last):  # Room on the right for numbers.
-                axes.set_xlim(min(times) / 4e9, max(times) * 6e-9)
-            for axes in others:
-                axes.tick_params(labelbottom=False)
+        times = [row.ns for bars in panels.values() for row in bars]
+        # Room on the right for numbers.
+        axes.set_xlim(min(times) / 4e9, max(times) * 6e-9)
     handles = [Patch(color=color, label=key) for key, color in LEGEND.items()]
     figure.legend(
         handles=handles, loc="outside upper center", ncols=4, fontsize=7.5
@@ -73,12 +61,13 @@ def draw_bars(axes: Axes, bars: list[Row]) -> None:
         height=0.78,
     )
     numbers = axes.bar_label(
-        drawn, [time(row.ns) for row in bars], padding=3, fontsize=7
+        drawn, [duration(row.ns) for row in bars], padding=3, fontsize=7
     )
     for number in numbers:  # Over the grid.
         number.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.5})
     axes.set_xscale("log")
-    axes.set_title(bars[0].work, loc="left", fontsize=8, weight="bold", pad=2)
+    name = title(bars[0].work)
+    axes.set_title(name, loc="left", fontsize=8, weight="bold", pad=2)
     axes.set_ylim(-0.6, len(bars) - 0.4)
     axes.tick_params(labelsize=7, length=0)
     axes.xaxis.set_major_locator(LogLocator())

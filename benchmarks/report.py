@@ -1,135 +1,164 @@
 """Measures this package beside others, and writes the figures of the pages.
 
     python benchmarks/report.py [--rounds N] [--lab-python PYTHON]
-    python benchmarks/report.py [--rounds N] --only-hooks FOLDER
+    python benchmarks/report.py --rounds 1 --dry-run
 
-Prints a table, and writes report/results.json, the picture, and the tables of
-README.md and docs (`figures.py`). Hooks and models are measured on one core.
-Peers that are not installed are left out, and named. The end-to-end figures
+Writes report/results.json, the picture, and the tables of README.md and docs
+(`pages.py`). Hooks and models are measured on one core. The end-to-end figures
 need a Python that has this package and the whole of RoboOrchardLab 0.4.0;
-without one, those that were measured before are kept. With --only-hooks, hooks
-and models are measured, and FOLDER gets results and picture.
+without one, those that were measured before are kept. With --dry-run, hooks
+and models are measured and printed, and nothing is written.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import inspect
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
-import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from time import perf_counter_ns
 
 import torch
 
-import figures
+import clipping
+import compare
+import pages
 import peers
-import picture
 import upstream
-from measured import measure
+import workloads
+from clipping import Clip
+from compare import FLOOR, OURS, UPSTREAM, Row, in_turn
+from workloads import Run, Workload
 
 HERE = Path(__file__).parent
-PICTURE = HERE.parent / "docs" / "_static" / "benchmarks.png"
+BEGINS = {count: f"begin, {count} hooks (from_callable)" for count in (4, 16)}
+SAMPLE_NS = 2_000_000
+
+
+def dispatch(rounds: int) -> list[Row]:
+    """Scopes and whole steps."""
+    named = {each.name: each for each in workloads.DISPATCH}
+    ours, theirs = workloads.ours(), workloads.upstream()
+    runs: dict[str, dict[str, Run]] = {}
+
+    def add(work: Workload, mine: workloads.Library) -> None:
+        runs[work.name] = {OURS: work.make(mine), UPSTREAM: work.make(theirs)}
+
+    for count, name in BEGINS.items():
+        add(named[name], ours)
+        runs[name][FLOOR] = workloads.begin_in_loops(count)
+        for peer, make in peers.PEERS.items():
+            runs[name][peer] = make(count)
+    add(named["training step"], ours)
+    add(workloads.LAB_STEP, workloads.installed())
+    rows = []
+    for work, ways in runs.items():
+        samples = in_turn(ways, time_of_run, rounds)
+        rows += compare.rows(work, samples)
+    return rows
+
+
+def time_of_run(run: Run) -> float:
+    """Nanoseconds per repetition, over about two milliseconds."""
+    start = perf_counter_ns()
+    run(100)
+    n = max(1, 100 * SAMPLE_NS // (perf_counter_ns() - start))
+    start = perf_counter_ns()
+    run(n)
+    return (perf_counter_ns() - start) / n
+
+
+def clips(rounds: int) -> list[Row]:
+    """Clipping of models' gradients, below and above the threshold."""
+    rows = []
+    for case in (clipping.POLICY, clipping.RESNET):
+        params = clipping.parameters(case)
+        restore = clipping.restoring(params)
+
+        def time_of_clip(
+            clip: Clip, restore: Callable[[], None] = restore
+        ) -> float:
+            restore()
+            start = perf_counter_ns()
+            clip()
+            return perf_counter_ns() - start
+
+        for side, limit in clipping.LIMITS.items():
+            ways = clipping.ways(params, limit, case)
+            samples = in_turn(ways, time_of_clip, rounds)
+            work = f"clip {case.title}, {side} threshold"
+            rows += compare.rows(work, samples)
+    return rows
+
+
+def measured_by(*command: str) -> list[Row]:
+    """The rows that another benchmark prints."""
+    out = subprocess.run(
+        command, cwd=HERE, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    lines = (line for line in out.splitlines() if line.startswith("{"))
+    return [Row(**json.loads(line)) for line in lines]
 
 
 def caption(rounds: int) -> str:
     """Where, when and with what this was measured."""
-    there = peers.versions()
+    cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    named = re.search(r"^model name\s*: (.*)", cpus, re.M)
     versions = {
         "CPython": platform.python_version(),
         "robo_orchard_fasthooks": version("robo_orchard_fasthooks"),
         "robo_orchard_lab": upstream.VERSION,
-        **{name: version(name) for name in ("torch", "accelerate")},
-        **{name: number for name, number in there.items() if number},
+        **{n: version(n) for n in ("torch", "accelerate", *peers.PEERS)},
     }
-    missing = [name for name, number in there.items() if not number]
     return (
-        f"Medians of {rounds} rounds on one core of {os.cpu_count()}, {cpu()}"
-        f", {datetime.now(timezone.utc):%Y-%m-%d}. "
+        f"Medians of {rounds} rounds on one core of {os.cpu_count()}, "
+        f"{named[1] if named else platform.machine()}, "
+        f"{datetime.now(timezone.utc):%Y-%m-%d}. "
         + ", ".join(f"{name} {number}" for name, number in versions.items())
-        + f". Not installed: {', '.join(missing)}" * bool(missing)
         + "."
     )
 
 
-def cpu() -> str:
-    """The processor's name, as far as the system tells it."""
-    file = Path("/proc/cpuinfo")
-    for line in file.read_text().splitlines() if file.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def measured_by(command: list[str]) -> Any:
-    """What another benchmark writes when it is given --json FILE."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "results.json")
-        # Its exit status says whether it reached its goals.
-        subprocess.run([*command, "--json", str(file)], cwd=HERE, check=False)
-        return json.loads(file.read_text(encoding="utf-8"))
-
-
-def measured_elsewhere(options: argparse.Namespace) -> dict[str, Any]:
-    """What other benchmarks measure, beside what they measured before."""
-    results = {}
-    if figures.RESULTS.exists():
-        results = json.loads(figures.RESULTS.read_text(encoding="utf-8"))
-    results["clipping"] = measured_by([sys.executable, "clipping.py"])
-    torchrun = ["-m", "torch.distributed.run", "--standalone"]
-    results["fsdp2"] = measured_by(
-        [
-            *(sys.executable, *torchrun, "--nproc-per-node", "2"),
-            "clipping_fsdp2.py",
-        ]
-    )
-    if options.lab_python:
-        results["end_to_end"] = measured_by(
-            [options.lab_python, "end_to_end.py"]
-        )
-    return results
-
-
 def main() -> None:
-    """Measures, prints and writes."""
+    """Measures, and writes or prints."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=51)
     parser.add_argument("--lab-python", metavar="PYTHON")
-    parser.add_argument("--only-hooks", type=Path, metavar="FOLDER")
+    parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
-    if options.rounds < 1:
-        parser.error(f"--rounds: less than 1: {options.rounds}")
-    folder = options.only_hooks
-    results = {} if folder else measured_elsewhere(options)
+    sharded, trained = [], []
+    if not options.dry_run:
+        torchrun = ("-m", "torch.distributed.run", "--standalone")
+        two = ("--nproc-per-node", "2", "fsdp2.py")
+        sharded = measured_by(sys.executable, *torchrun, *two)
+        if options.lab_python:
+            trained = measured_by(options.lab_python, "end_to_end.py")
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     gc.disable()
-    rows = measure(options.rounds)
-    notes = {**peers.installed(), "torch": peers.torch_clip}
-    results["hooks"] = [vars(row) for row in rows]
-    results["machine"] = caption(options.rounds)
-    results["peers"] = {
-        name: " ".join(inspect.getdoc(make).split())
-        for name, make in notes.items()
+    rows = dispatch(options.rounds) + clips(options.rounds) + sharded
+    if options.dry_run:
+        compare.print_rows(rows)
+        return
+    before = json.loads(pages.RESULTS.read_text(encoding="utf-8"))
+    results = {
+        "machine": caption(options.rounds),
+        "hooks": [asdict(row) for row in rows],
+        "end_to_end": [asdict(r) for r in trained] or before["end_to_end"],
     }
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-    file = folder / figures.RESULTS.name if folder else figures.RESULTS
-    file.write_text(text, encoding="utf-8")
-    print(figures.everyone(results), end="")
-    picture.draw(
-        rows, results["machine"], folder / PICTURE.name if folder else PICTURE
-    )
-    for page in () if folder else figures.pages():
-        text = page.read_text(encoding="utf-8")
-        page.write_text(figures.filled(text, results), encoding="utf-8")
+    pages.RESULTS.write_text(text, encoding="utf-8")
+    pages.write()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Hooks and arguments: ours, upstream and the floor side by side.
+"""Hooks and arguments, by upstream, `lab.install()` and this package.
 
     pytest benchmarks/test_dispatch.py
 
-Each time is that of 100 repetitions. What a workload holds constant stands in
-its docstring, in `workloads.py`; the floor is the same work without hooks.
+Each time is that of 100 repetitions. What a workload holds constant is in its
+docstring, in `workloads.py`.
 """
 
 from __future__ import annotations
@@ -14,34 +14,17 @@ import pytest
 
 import workloads
 
-LIBRARIES = {
-    library.name: library
-    for library in (
-        workloads.upstream(),
-        workloads.installed(),
-        workloads.ours(),
-    )
-}
-WORKLOADS = {
-    workload.name: workload
-    for workload in workloads.dispatch(LIBRARIES["ours"].args)
-}
+LIBRARIES = (workloads.upstream(), workloads.installed(), workloads.ours())
 
 
-SIDES = [
-    (name, side)
-    for name, workload in WORKLOADS.items()
-    for side in [*LIBRARIES, *(["floor"] if workload.floor else [])]
-]
-
-
-@pytest.mark.parametrize(("name", "side"), SIDES)
-def test_dispatch(benchmark: Any, name: str, side: str) -> None:
-    """Times one side of one workload."""
-    workload = WORKLOADS[name]
-    if side == "floor":
-        run = workload.floor()
-    else:
-        run = workload.make(LIBRARIES[side])
-    benchmark.group = name
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "workload", workloads.DISPATCH, ids=lambda each: each.name
+)
+def test_dispatch(
+    benchmark: Any, workload: workloads.Workload, library: workloads.Library
+) -> None:
+    """Times one workload done by one library."""
+    benchmark.group = workload.name
+    run = workload.make(library)
     benchmark.pedantic(run, (100,), rounds=30, warmup_rounds=3)

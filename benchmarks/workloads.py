@@ -1,8 +1,8 @@
 """What is measured: deterministic pieces of a training loop's hook overhead.
 
 Each workload is a function of the implementation under test (`Library`) that
-returns a callable `run(n)`, which does the work n times. `dispatch` lists
-them with their floors: the same work written out by hand, without hooks.
+returns a callable `run(n)`, which does the work n times. DISPATCH lists those
+that need no torch, under the names that thresholds.toml and the report use.
 """
 
 from __future__ import annotations
@@ -36,24 +36,25 @@ class Workload:
 
     name: str
     make: Callable[[Library], Run]
-    floor: Callable[[], Run] | None = None
-    """Makes the same work, written out by hand."""
-    counted: bool = True
-    """Whether its instructions are the same in each run."""
+
+
+def library_of(name: str, lab: Any) -> Library:
+    """The implementation in a module."""
+    return Library(name, lab.PipelineHooks, lab.PipelineHookArgs)
 
 
 def ours() -> Library:
     """This package."""
     from robo_orchard_fasthooks import mixin
 
-    return Library("ours", mixin.PipelineHooks, mixin.PipelineHookArgs)
+    return library_of("ours", mixin)
 
 
 def upstream() -> Library:
     """RoboOrchardLab 0.4.0, from its wheel."""
     from upstream import mixin
 
-    return Library("upstream", mixin.PipelineHooks, mixin.PipelineHookArgs)
+    return library_of("upstream", mixin)
 
 
 def installed() -> Library:
@@ -61,22 +62,20 @@ def installed() -> Library:
     import upstream
     from robo_orchard_fasthooks import lab
 
-    names = [
-        module.__name__ for module in (upstream.mixin, upstream.grad_clip)
-    ]
-    first = {name: sys.modules[name] for name in names}
+    modules = (upstream.mixin, upstream.grad_clip)
+    first = {module.__name__: module for module in modules}
     mixin, _ = map(upstream.load_file, first)
     lab.install()
     sys.modules.update(first)
-    return Library("installed", mixin.PipelineHooks, mixin.PipelineHookArgs)
+    return library_of("installed", mixin)
 
 
 def upstream_05() -> Library:
     """RoboOrchardLab 0.5, the stand-in for it."""
     import standin
 
-    with standin.imported() as lab:
-        return Library("upstream", lab.PipelineHooks, lab.PipelineHookArgs)
+    with standin.imported() as theirs:
+        return library_of("upstream", theirs)
 
 
 def installed_05() -> Library:
@@ -90,15 +89,13 @@ def installed_05() -> Library:
     lab.uninstall()
     with standin.imported() as theirs:
         lab.install()
-        return Library(
-            "installed", theirs.PipelineHooks, theirs.PipelineHookArgs
-        )
+        return library_of("installed", theirs)
 
 
-def _callbacks(count: int) -> list[Callable[[Any], None]]:
+def _callbacks(count: int, signature: str = "args") -> list[Callable]:
     # Functions of their own: calling one function over and over again is
     # quicker, in a Python loop, than a training loop ever gets to be.
-    return [eval("lambda args: None") for _ in range(count)]
+    return [eval(f"lambda {signature}: None") for _ in range(count)]
 
 
 def from_callable(count: int) -> list[HookContext]:
@@ -112,47 +109,29 @@ def from_callable(count: int) -> list[HookContext]:
 
 def subclassed(count: int) -> list[HookContext]:
     """Hooks that are subclasses of HookContext, one class each."""
+    befores, afters = (_callbacks(count, "self, args") for _ in range(2))
     return [
-        type(
-            "Hook", (HookContext,), {"before": _method(), "after": _method()}
-        )()
-        for _ in range(count)
+        type("Hook", (HookContext,), {"before": before, "after": after})()
+        for before, after in zip(befores, afters, strict=True)
     ]
-
-
-def _method() -> Callable[[Any, Any], None]:
-    return eval("lambda self, args: None")
 
 
 def begin(
     library: Library,
     make_hooks: Callable[[int], list[HookContext]],
     count: int,
+    profiled: bool = False,
 ) -> Run:
-    """One begin+end pair with `count` hooks and an empty body."""
+    """One begin+end pair with `count` hooks and an empty body.
+
+    Where it is `profiled`, each callback of this package's is timed; upstream
+    has no profiler and times nothing.
+    """
     hooks = library.hooks()
     args = library.args(accelerator=None)
     for hook in make_hooks(count):
         hooks.register_hook("on_step", hook)
-
-    def run(n: int) -> None:
-        for _ in repeat(None, n):
-            with hooks.begin("on_step", args):
-                pass
-
-    return run
-
-
-def begin_profiled(library: Library) -> Run:
-    """One begin+end pair with 4 hooks, each callback timed where it is ours.
-
-    Upstream cannot, and times nothing.
-    """
-    hooks = library.hooks()
-    args = library.args(accelerator=None)
-    for hook in from_callable(4):
-        hooks.register_hook("on_step", hook)
-    if library.name == "ours":
+    if profiled and library.name == "ours":
         from robo_orchard_fasthooks._dispatch import set_recorder
         from robo_orchard_fasthooks._record import Recorder, Stats
 
@@ -167,13 +146,9 @@ def begin_profiled(library: Library) -> Run:
     return run
 
 
-def begin_in_loops(
-    make_hooks: Callable[[int], list[HookContext]], count: int
-) -> Run:
+def begin_in_loops(count: int) -> Run:
     """The floor of `begin`: as many callbacks, called from Python loops."""
-    hooks, args = make_hooks(count), object()
-    befores = [getattr(hook, "_before", hook.before) for hook in hooks]
-    afters = [getattr(hook, "_after", hook.after) for hook in hooks]
+    befores, afters, args = _callbacks(count), _callbacks(count), object()
 
     def run(n: int) -> None:
         for _ in repeat(None, n):
@@ -202,27 +177,6 @@ def begin_raising(library: Library) -> Run:
                     raise error
             except ValueError:
                 error.__traceback__ = None  # Or it grows with every step.
-
-    return run
-
-
-def raising_in_loops() -> Run:
-    """The floor of `begin_raising`: the loops, around the same body."""
-    befores, afters, args = _callbacks(4), _callbacks(4), object()
-    error = ValueError()
-
-    def run(n: int) -> None:
-        for _ in repeat(None, n):
-            try:
-                for before in befores:
-                    before(args)
-                try:
-                    raise error
-                finally:
-                    for after in afters:
-                        after(args)
-            except ValueError:
-                error.__traceback__ = None
 
     return run
 
@@ -382,70 +336,6 @@ def step(library: Library) -> Run:
     return run
 
 
-def step_inlined(args: type) -> Run:
-    """The floor of `step`: the same, its hooks written out as loops."""
-    before_step, after_step = _callbacks(4), _callbacks(4)
-    before_batch, after_batch = _callbacks(1), _callbacks(1)
-    cls = args
-
-    def run(n: int) -> None:
-        (
-            accelerator, dataloader, model, optimizer, lr_scheduler,
-            max_step, max_epoch, epoch_id, step_id, global_step_id,
-            start_epoch, start_step, batch, outputs, loss,
-        ) = _VALUES  # fmt: skip
-        for _ in repeat(None, n):
-            on_step = cls(
-                accelerator=accelerator,
-                max_step=max_step,
-                max_epoch=max_epoch,
-                epoch_id=epoch_id,
-                step_id=step_id,
-                global_step_id=global_step_id,
-                dataloader=dataloader,
-                model=model,
-                optimizer=optimizer,
-                lr_scheduler=lr_scheduler,
-                start_epoch=start_epoch,
-                start_step=start_step,
-            )
-            for before in before_step:
-                before(on_step)
-            on_batch = cls(
-                accelerator=accelerator,
-                max_step=max_step,
-                max_epoch=max_epoch,
-                epoch_id=epoch_id,
-                step_id=step_id,
-                global_step_id=global_step_id,
-                dataloader=dataloader,
-                model=model,
-                optimizer=optimizer,
-                lr_scheduler=lr_scheduler,
-                start_epoch=start_epoch,
-                start_step=start_step,
-            )
-            on_batch.batch = batch
-            for before in before_batch:
-                before(on_batch)
-            forward = on_batch.copy_with_updates(batch=batch)
-            forward.model_outputs = outputs
-            forward.reduce_loss = loss
-            on_batch.copy_with_updates(
-                batch=batch, model_outputs=outputs, reduce_loss=loss
-            )
-            on_batch.model_outputs = outputs
-            on_batch.reduce_loss = loss
-            for after in after_batch:
-                after(on_batch)
-            on_step.model_outputs = on_batch.model_outputs
-            on_step.reduce_loss = on_batch.reduce_loss
-            for after in after_step:
-                after(on_step)
-
-    return run
-
-
 def step_05(library: Library) -> Run:
     """A whole step of the trainer of 0.5, without model and optimizer.
 
@@ -510,30 +400,31 @@ def step_05(library: Library) -> Run:
     return run
 
 
-def dispatch(args: type) -> list[Workload]:
-    """All workloads that need no torch.
+DISPATCH = [
+    *(
+        Workload(
+            f"begin, {count} hook{'s' * (count != 1)} ({hooks.__name__})",
+            partial(begin, make_hooks=hooks, count=count),
+        )
+        # Many classes collide in CPython's method cache, or not, by the
+        # addresses of names: 20 % of all instructions.
+        for hooks, most in ((from_callable, 256), (subclassed, 4))
+        for count in (0, 1, 4, 16, 64, 256)
+        if count <= most
+    ),
+    Workload("begin, raising body", begin_raising),
+    Workload(
+        "begin, 4 hooks, profiled",
+        partial(begin, make_hooks=from_callable, count=4, profiled=True),
+    ),
+    Workload("arguments built", build_args),
+    Workload("arguments copied, 3 updates", copy_args),
+    Workload("hook registered and unregistered", register),
+    Workload("hooks merged and unregistered", merge),
+    Workload("training step", step),
+]
 
-    Args:
-        args (type): The arguments with which the floor of a step is built.
-    """
-    return [
-        *(
-            Workload(
-                f"begin, {count} hook{'s' * (count != 1)} ({hooks.__name__})",
-                partial(begin, make_hooks=hooks, count=count),
-                partial(begin_in_loops, hooks, count),
-                # Many classes collide in CPython's method cache, or not, by
-                # the addresses of names: 20 % of all instructions.
-                counted=hooks is from_callable or count <= 4,
-            )
-            for hooks in (from_callable, subclassed)
-            for count in (0, 1, 4, 16, 64, 256)
-        ),
-        Workload("begin, raising body", begin_raising, raising_in_loops),
-        Workload("begin, 4 hooks, profiled", begin_profiled),
-        Workload("arguments built", build_args),
-        Workload("arguments copied, 3 updates", copy_args),
-        Workload("hook registered and unregistered", register),
-        Workload("hooks merged and unregistered", merge),
-        Workload("training step", step, partial(step_inlined, args)),
-    ]
+LAB_STEP = Workload("RoboOrchardLab's step, install()", step)
+"""For RoboOrchardLab's own classes, with and without `lab.install()`."""
+
+LAB_05_STEP = Workload("RoboOrchardLab 0.5's step, install()", step_05)

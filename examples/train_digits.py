@@ -9,7 +9,7 @@ On one process, with its hooks timed, and on two processes::
 
 Processes share each batch, so that training takes the same course, up to
 rounding, on any number of them that divides 64. (`accelerate launch --cpu`
-starts one, however many it is asked for.)
+starts one process, whatever its options say.)
 
 Needs scikit-learn, matplotlib and tqdm beside the package.
 """

@@ -49,7 +49,7 @@ sys.settrace(trace)
 with channel.begin(None):
     pass
 sys.settrace(None)
-print("_enter" in seen, "torch" in sys.modules)
+print("_enter" in seen)
 """
 
 
@@ -61,7 +61,7 @@ def test_debug_traces_lines(tmp_path):
     """
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     shutil.copy(ROOT / "setup.py", tmp_path)
-    for debug, traced in (("0", False), ("1", True), ("0", False)):
+    for debug, traced in (("1", True), ("0", False)):
         result = build(
             tmp_path / "out",
             folder=tmp_path,
@@ -73,4 +73,4 @@ def test_debug_traces_lines(tmp_path):
             capture_output=True,
             text=True,
         )
-        assert result.stdout.split() == [str(traced), "False"], result.stderr
+        assert result.stdout == f"{traced}\n", result.stderr

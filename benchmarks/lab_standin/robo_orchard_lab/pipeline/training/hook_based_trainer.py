@@ -56,11 +56,6 @@ class TrainerProgressState:
         self.micro_step.epoch_step_id = 0
         self.micro_step.index_in_optimizer_step = 0
 
-    def is_training_end(self, max_step, max_epoch):
-        return (max_step is not None and self.global_step_id >= max_step) or (
-            max_epoch is not None and self.epoch_id >= max_epoch
-        )
-
     def sync_pipeline_hook_arg(self, hook_args):
         hook_args.epoch_id = self.epoch_id
         hook_args.step_id = self.step_id
@@ -113,8 +108,7 @@ class HookBasedTrainer:
         optimizer,
         lr_scheduler,
         hooks=None,
-        max_step=None,
-        max_epoch=None,
+        max_epoch=1,
         grad_clip=None,
     ):
         self.accelerator = accelerator
@@ -126,7 +120,7 @@ class HookBasedTrainer:
             ),
         )
         user_hooks = PipelineHooks.from_hooks(user_hooks)
-        self.max_step, self.max_epoch = max_step, max_epoch
+        self.max_epoch = max_epoch
         self.dataloader, self.model, self.optimizer, self.lr_scheduler = (
             accelerator.prepare(dataloader, model, optimizer, lr_scheduler)
         )
@@ -134,12 +128,11 @@ class HookBasedTrainer:
         self.batch_processor = batch_processor
         self.hooks = PipelineHooks()
         self.hooks += user_hooks
-        self._start_epoch = self._start_step = 0
 
     def _get_hook_args(self, *, current_micro_step=None):
         hookargs = PipelineHookArgs(
             accelerator=self.accelerator,
-            max_step=self.max_step,
+            max_step=None,
             max_epoch=self.max_epoch,
             epoch_id=self.trainer_progress_state.epoch_id,
             step_id=self.trainer_progress_state.step_id,
@@ -148,8 +141,8 @@ class HookBasedTrainer:
             model=self.model,
             optimizer=self.optimizer,
             lr_scheduler=self.lr_scheduler,
-            start_epoch=self._start_epoch,
-            start_step=self._start_step,
+            start_epoch=0,
+            start_step=0,
         )
         self.trainer_progress_state.sync_pipeline_hook_arg(hookargs)
         if current_micro_step is not None:
@@ -244,21 +237,15 @@ class HookBasedTrainer:
             with self.accelerator.accumulate(self.model):
                 self._run_batch_step(batch=batch)
             progress.sync_pipeline_hook_arg(on_epoch_hook_args)
-            if progress.is_training_end(self.max_step, self.max_epoch):
-                return True
-        return False
 
     def __call__(self):
-        progress, ends = self.trainer_progress_state, False
+        progress = self.trainer_progress_state
         self.model.train()
         with self.hooks.begin("on_loop", self._get_hook_args()) as loop_args:
-            while not ends:
+            while progress.epoch_id < self.max_epoch:
                 with self.hooks.begin(
                     "on_epoch", self._get_hook_args()
                 ) as epoch_args:
-                    ends = self._run_epoch_steps(epoch_args)
+                    self._run_epoch_steps(epoch_args)
                 progress.update_epoch()
                 progress.sync_pipeline_hook_arg(loop_args)
-                ends = ends or progress.is_training_end(
-                    self.max_step, self.max_epoch
-                )

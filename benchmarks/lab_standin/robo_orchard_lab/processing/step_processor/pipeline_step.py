@@ -2,8 +2,8 @@
 
 
 class StepProcessorFromCallable:
-    def __init__(self, forward_fn, need_backward=True):
-        self.forward, self.need_backward = forward_fn, need_backward
+    def __init__(self, forward_fn):
+        self.forward = forward_fn
 
     def __call__(self, pipeline_hooks, on_batch_hook_args, model):
         batch = on_batch_hook_args.batch
@@ -13,12 +13,11 @@ class StepProcessorFromCallable:
         ) as on_forward_hook_args:
             outputs, loss = self.forward(model, batch)
             on_forward_hook_args.model_outputs = outputs
-        if self.need_backward:
-            with pipeline_hooks.begin(
-                "on_model_backward",
-                arg=on_batch_hook_args.copy_with_updates(
-                    batch=batch, model_outputs=outputs
-                ),
-            ) as on_backward_hook_args:
-                on_backward_hook_args.accelerator.backward(loss)
+        with pipeline_hooks.begin(
+            "on_model_backward",
+            arg=on_batch_hook_args.copy_with_updates(
+                batch=batch, model_outputs=outputs
+            ),
+        ) as on_backward_hook_args:
+            on_backward_hook_args.accelerator.backward(loss)
         on_batch_hook_args.model_outputs = outputs
