@@ -36,11 +36,9 @@ def clip_by_norm(
 def total_norm(
     call: Call, norm_type: float, error_if_nonfinite: bool
 ) -> tuple[Tensor, Any]:
-    """Computes the norm of gradients, or of tensors in place of them.
+    """Computes the norm over all ranks, plain and 0-dim.
 
-    Returns:
-        tuple[Tensor, DeviceMesh | None]: The norm over all ranks, plain and
-            0-dim, and the mesh of all gradients if they have one.
+    Returns the device mesh of the gradients, too, if all have one.
     """
     norm_type = float(norm_type)
     if any(group.is_partial for group in call.groups):
@@ -64,12 +62,7 @@ def coefficient_of(norm: Tensor, max_norm: float) -> Tensor:
 
 
 def scale_to_norm_(call: Call, max_norm: float, norm: Tensor) -> None:
-    """Scales gradients whose norm is known so that it is at most `max_norm`.
-
-    Raises:
-        NotImplementedError: A gradient cannot be changed in place. It is
-            named, and no gradient has changed.
-    """
+    """Scales gradients of this norm so that it is at most `max_norm`."""
     if not call.groups:
         return
     max_norm = float(max_norm)
@@ -101,12 +94,7 @@ def scale_with_norm_(call: Call, max_norm: float, norm: Tensor) -> None:
 
 
 def clip_by_value(call: Call, clip_value: float) -> None:
-    """Clips as `clip_grad_value_` does.
-
-    Raises:
-        NotImplementedError: A gradient cannot be clamped; it is named, and no
-            gradient has changed.
-    """
+    """Clips as `clip_grad_value_` does."""
     clip_value = float(clip_value)
     with torch.set_grad_enabled(False):
         if not all(is_clampable(group, clip_value) for group in call.groups):

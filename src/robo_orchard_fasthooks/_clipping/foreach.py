@@ -27,12 +27,8 @@ def multiply_(
 
     On CUDA, torch multiplies tensors by a coefficient of another dtype one by
     one, and rounds the coefficient to the dtype of each tensor that has
-    dimensions. If it is rounded beforehand, a few launches suffice.
-
-    Args:
-        tensors (tuple[Tensor, ...] | list[Tensor]): One or more, of one
-            device, and of one dtype unless they are on a CPU.
-        coefficient (Tensor): The coefficient.
+    dimensions. If it is rounded beforehand, a few launches suffice. The tensors
+    are of one dtype unless they are on a CPU.
     """
     dtype = tensors[0].dtype
     if (

@@ -27,13 +27,9 @@ class FSDP1Gradients(Gradients):
     of the gradient), and for all parameters its exact results. DTensors, which
     it does not support, are normed as elsewhere.
 
-    Args:
-        params (list[Tensor]): The parameters, the same ones on every rank.
-        models (Iterable[torch.nn.Module]): Where to look for FSDP modules.
-
     Raises:
-        LookupError: A flattened parameter belongs to no FSDP module of these
-            models. The only argument of the exception is the parameter.
+        LookupError: A flattened parameter, the argument of the exception,
+            belongs to no FSDP module of the models.
     """
 
     def __init__(

@@ -77,14 +77,8 @@ class Gradients:
     ) -> Call:
         """Groups gradients, those of each mesh and the plain ones together.
 
-        Args:
-            params (list[Tensor]): The parameters. One without a gradient
-                counts as stored like its gradient, which other ranks may have.
-            grads (list[Tensor] | None): Tensors in place of their gradients.
-            name (Name): Names a gradient in errors.
-
-        Returns:
-            Call: The gradients, each in a group.
+        A parameter without a gradient counts as stored like its gradient,
+        which other ranks may have. Tensors may be given in place of gradients.
         """
         if grads is None:
             grads = [grad for p in params if (grad := p.grad) is not None]

@@ -133,11 +133,9 @@ class LocalPlan:
     """How gradients of these dtypes, shapes and strides are clipped.
 
     On a CPU, small gradients of equal shape and dtype are stacked and normed
-    along a dimension: torch's norm of one tensor costs a microsecond.
-
-    Args:
-        grads (list[Tensor]): Plain, dense gradients, one or more, all on one
-            CPU or CUDA device. None of them is referred to.
+    along a dimension: torch's norm of one tensor costs a microsecond. The
+    gradients are plain, dense and on one CPU or CUDA device. A plan does not
+    refer to them.
     """
 
     def __init__(self, grads: list[Tensor]):
@@ -174,12 +172,7 @@ class LocalPlan:
         )
 
     def norms(self, grads: list[Tensor], norm_type: float) -> Tensor:
-        """Computes the norm of each gradient.
-
-        Returns:
-            Tensor: A vector in the order in which torch sums the norms, of
-                their promoted dtype.
-        """
+        """The norms as a vector, in the order in which torch sums them."""
         if self._norms is None:
             self._norms = _Norms(grads)
         return self._norms(grads, norm_type)

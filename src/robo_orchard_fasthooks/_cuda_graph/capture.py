@@ -23,12 +23,8 @@ _DEFERRED: list[Any] = []
 class CudaGraph:
     """Work that torch.cuda.CUDAGraph has captured, without doing it.
 
-    torch.cuda.graph would also collect garbage and empty the cache.
-
-    Args:
-        work (Callable[[], Tensor | None]): The work, on the current device.
-            Whatever the host has to prepare was prepared by an earlier call.
-        kept (Any): What has to exist for as long as the graph.
+    torch.cuda.graph would also collect garbage and empty the cache. Whatever
+    the host has to prepare for the work was prepared by an earlier call.
     """
 
     def __init__(self, work: Work, kept: Any = None):
@@ -62,11 +58,7 @@ class CudaGraph:
             raise
 
     def replay(self) -> Tensor | None:
-        """Does the work on the memory that the gradients had.
-
-        Returns:
-            Tensor | None: A copy of its result, which no replay changes.
-        """
+        """Does the work; returns a copy of its result, which will not change."""
         result: Any = self._result
         # First what may fail, so that nothing has changed if it does.
         copy = None if result is None else torch.empty_like(result)

@@ -152,12 +152,7 @@ class _Replays:
     ) -> tuple[bool, Any]:
         """Replays or captures the work; returns whether it did, and the norm.
 
-        Args:
-            group (Group): The gradients. Its plan is kept for as long as their
-                types, dtypes, devices, sizes and strides stay the same.
-            settings (tuple[str, ...]): What else the work depends on.
-            prepare (Callable): Makes the work, and what has to be kept for as
-                long as it may be replayed.
+        `prepare` makes the work, and what has to exist while it is replayed.
         """
         # A thread that comes meanwhile must not wait, nor replay a graph
         # whose result another thread has yet to copy.
@@ -171,6 +166,7 @@ class _Replays:
             addresses = list(map(Tensor.data_ptr, group.grads))
             stream: Any = torch.cuda.current_stream(device)
             autocast = torch.is_autocast_enabled("cuda")
+            # One plan is for gradients of the same types, dtypes and layout.
             key = settings, stream.cuda_stream, autocast, group.plan, addresses
             entry = self._entry(key)
             if entry.graph is not None:

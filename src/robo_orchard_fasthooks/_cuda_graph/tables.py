@@ -28,12 +28,8 @@ class Tables:
     """Where gradients lie, for the kernel. It refers to none of them.
 
     It is valid while each gradient stays at its address, with its dtype and
-    number of elements, and has to exist until the device has used it.
-
-    Args:
-        grads (list[Tensor]): The gradients: on one CUDA device, no two at one
-            address.
-        clip_value (float): The bound, for `clamp_`.
+    number of elements, and has to exist until the device has used it. No two
+    gradients may be at one address.
     """
 
     usable = True
@@ -53,13 +49,7 @@ class Tables:
     def multiply_(
         self, groups: Sequence[_Tensors], coefficient: Tensor
     ) -> None:
-        """As LocalPlan.multiply_, with the same bits.
-
-        Args:
-            groups (Sequence[Sequence[Tensor]]): The gradients by dtype.
-            coefficient (Tensor): The coefficient: real, 0-dim, on the device
-                of the gradients.
-        """
+        """As LocalPlan.multiply_, with the same bits."""
         for group in groups:
             if rest := self._run_kernel(group, coefficient):
                 multiply_(rest, coefficient)

@@ -57,15 +57,7 @@ def clip_through(
     norm_type: float,
     error_if_nonfinite: bool,
 ) -> torch.Tensor | None:
-    """Clips by the accelerator's own method.
-
-    Returns:
-        torch.Tensor | None: The norm before clipping, as `as_norm` makes it.
-
-    Raises:
-        ValueError: The norm has to be finite, which these methods do not
-            check.
-    """
+    """Clips by the accelerator's own method."""
     by_norm = clip_mode == "norm"
     distributed_type = getattr(accelerator, "distributed_type", None)
     if error_if_nonfinite and by_norm:
@@ -137,11 +129,6 @@ def unscaled(
     for this optimizer is reset, so that the next step can unscale them.
     GradScaler.update() would reset the state of every optimizer. The scaler
     keeps its record of infinities, so that update() still lowers the scale.
-
-    Args:
-        accelerator (Accelerator): The accelerator, which has the scaler.
-        optimizer (torch.optim.Optimizer): The optimizer.
-        params (list[Tensor]): Its parameters.
     """
     scaler: Any = getattr(accelerator, "scaler", None)
     # Private, but nothing else resets one optimizer. Were it renamed, the step

@@ -34,14 +34,8 @@ _KEPT: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()
 class OptimizerParameters:
     """The parameters of an optimizer that require gradients, each once.
 
-    Args:
-        optimizer (torch.optim.Optimizer): Any object with `param_groups`.
-        accelerator (Accelerator): Has the models it has prepared.
-        model (torch.nn.Module | None): Another model.
-
-    Raises:
-        RuntimeError: A parameter that FullyShardedDataParallel has flattened
-            belongs to none of the models.
+    Their names, and FSDP's modules, are looked up in the models that the
+    accelerator has prepared, and in `model`.
     """
 
     def __init__(self, optimizer: Any, accelerator: Any, model: Any):

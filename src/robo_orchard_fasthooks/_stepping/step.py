@@ -45,10 +45,7 @@ class ClipSettings(NamedTuple):
 
     @classmethod
     def of(cls, source: Any) -> ClipSettings:
-        """Reads the settings of a hook or config.
-
-        Those of RoboOrchardLab lack the last two.
-        """
+        """Reads a hook or config; RoboOrchardLab's lack the last two."""
         return cls(
             source.clip_mode,
             source.clip_value,
@@ -59,12 +56,7 @@ class ClipSettings(NamedTuple):
         )
 
     def bound(self) -> float:
-        """Returns the bound of the mode.
-
-        Raises:
-            ValueError: The mode is unknown, its bound is None, negative or
-                NaN, `norm_type` is NaN, or one of them is not a number.
-        """
+        """Returns the bound of the mode, or raises ValueError."""
         if self.clip_mode == "norm":
             name, value = "max_norm", self.max_norm
             if isnan(_number("norm_type", self.norm_type)):
@@ -104,17 +96,7 @@ def _number(name: str, value: Any) -> float:
 def clip_at_step(hook: Any, hook_args: Any) -> Tensor | None:
     """Clips if the step succeeded and its gradients are synchronized.
 
-    Args:
-        hook (GradientClippingHook): The hook whose settings to use; a hook of
-            RoboOrchardLab may be given too.
-        hook_args (PipelineHookArgs): Has `accelerator` and `optimizer`; those
-            of RoboOrchardLab may be given too.
-
-    Returns:
-        Tensor | None: What `clip_gradients` returns.
-
-    Raises:
-        ValueError: There is no optimizer.
+    Hook and arguments may be RoboOrchardLab's, too.
     """
     if getattr(hook_args, "exception", None) is not None:
         return None
@@ -146,24 +128,11 @@ def clip_gradients(
     """Clips the gradients of an optimizer's parameters.
 
     Gradients and settings that are not supported are refused before any
-    gradient has changed.
-
-    Args:
-        settings (ClipSettings): The settings of this step.
-        accelerator (Accelerator): The accelerator of the run.
-        optimizer (torch.optim.Optimizer): The optimizer.
-        model (torch.nn.Module | None): The model, where the accelerator does
-            not have it.
+    gradient has changed; what is raised stands in GradientClippingHook.
 
     Returns:
         Tensor | None: The norm before clipping over all ranks, 0-dim and
             plain; None if no norm was computed.
-
-    Raises:
-        ValueError: A setting is invalid.
-        NotImplementedError: A gradient cannot be clipped with these settings.
-        RuntimeError: The norm is not finite and `error_if_nonfinite` is set,
-            or the FSDP module of a parameter is unknown.
     """
     bound = settings.bound()
     if clips_by_itself(accelerator, settings.clip_mode):
