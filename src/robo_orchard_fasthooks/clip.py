@@ -90,7 +90,7 @@ def clip_grad_norm_(
             "occur.",
             stacklevel=2,
         )
-    if _left_to_torch(params, foreach) or max_norm < 0:
+    if _left_to_torch(params, foreach) or float(max_norm) < 0:
         return clip_grad.clip_grad_norm_(
             params, max_norm, norm_type, error_if_nonfinite, foreach
         )
@@ -171,7 +171,7 @@ def clip_grads_with_norm_(
             with the placement Partial("product"). No gradient has changed.
     """
     params = _listed(parameters)
-    if _left_to_torch(params, foreach) or max_norm < 0:
+    if _left_to_torch(params, foreach) or float(max_norm) < 0:
         clip_grad._clip_grads_with_norm_(params, max_norm, total_norm, foreach)
         return
     algorithm.scale_with_norm_(_call(params), max_norm, total_norm)

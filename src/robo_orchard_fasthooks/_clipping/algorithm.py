@@ -67,21 +67,18 @@ def scale_to_norm_(call: Call, max_norm: float, norm: Tensor) -> None:
         return
     max_norm = float(max_norm)
     coefficient = coefficient_of(norm, max_norm)
+    left = [g for g in call.groups if isinstance(g, TorchGroup)]
+    ours = [g for g in call.groups if isinstance(g, Group) and g.plan]
     # Multiplying by 1 reads and writes every gradient for nothing, but for
     # signs of complex zeros; on CUDA, to look at it is to wait for the device.
-    is_one = coefficient.is_cpu and coefficient.item() >= 1
-    scaled, left = [], []
-    for group in call.groups:
-        if isinstance(group, TorchGroup):
-            left.append(group)
-        elif group.plan and (not is_one or group.plan.has_complex):
-            scaled.append((group, group.plan))
-    if left or not all(plan.is_writable for _, plan in scaled):
+    if ours and coefficient.is_cpu and coefficient.item() >= 1:
+        ours = [g for g in ours if g.plan and g.plan.has_complex]
+    if left or not all(g.plan and g.plan.is_writable for g in ours):
         call.refuse(overlapping, inference)
     # First what torch may refuse, so that nothing has changed if it does.
     for torch_group in left:
         torch_group.scale_(max_norm, norm)
-    for group, _ in scaled:
+    for group in ours:
         call.gradients.multiply_(group, coefficient)
 
 

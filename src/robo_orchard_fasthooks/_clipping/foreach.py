@@ -27,8 +27,8 @@ def multiply_(
 
     On CUDA, torch multiplies tensors by a coefficient of another dtype one by
     one, and rounds the coefficient to the dtype of each tensor that has
-    dimensions. If it is rounded beforehand, a few launches suffice. The tensors
-    are of one dtype unless they are on a CPU.
+    dimensions. If it is rounded beforehand, a few launches suffice. Tensors
+    that are not on a CPU have to be of one dtype.
     """
     dtype = tensors[0].dtype
     if (

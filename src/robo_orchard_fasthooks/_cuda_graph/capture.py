@@ -58,7 +58,7 @@ class CudaGraph:
             raise
 
     def replay(self) -> Tensor | None:
-        """Does the work; returns a copy of its result, which will not change."""
+        """Does the work; returns a copy of its result, which is kept."""
         result: Any = self._result
         # First what may fail, so that nothing has changed if it does.
         copy = None if result is None else torch.empty_like(result)

@@ -60,26 +60,20 @@ class ClipSettings(NamedTuple):
         if self.clip_mode == "norm":
             name, value = "max_norm", self.max_norm
             if isnan(_number("norm_type", self.norm_type)):
-                raise ValueError(
-                    "GradientClippingHook: norm_type must not be NaN"
-                )
+                raise ValueError("norm_type must not be NaN.")
         elif self.clip_mode == "value":
             name, value = "clip_value", self.clip_value
         else:
             raise ValueError(
-                "GradientClippingHook: clip_mode must be 'norm' or 'value', "
-                f"not {self.clip_mode!r}"
+                f"clip_mode must be 'norm' or 'value', not {self.clip_mode!r}."
             )
         when = f"when clip_mode is {self.clip_mode!r}"
         if value is None:
-            raise ValueError(
-                f"GradientClippingHook: {name} must be specified {when}"
-            )
+            raise ValueError(f"{name} must be specified {when}.")
         bound = _number(name, value)
         if not bound >= 0:  # Refuses NaN too.
             raise ValueError(
-                f"GradientClippingHook: {name} must be non-negative {when}, "
-                f"not {bound}"
+                f"{name} must be non-negative {when}, not {bound}."
             )
         return bound
 
@@ -88,9 +82,7 @@ def _number(name: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise ValueError(
-            f"GradientClippingHook: {name} must be a number, not {value!r}"
-        ) from None
+        raise ValueError(f"{name} must be a number, not {value!r}.") from None
 
 
 def clip_at_step(hook: Any, hook_args: Any) -> Tensor | None:
