@@ -125,7 +125,9 @@ def test_several_chunks(dtype, offset, clips):
     flat = values(sum(LARGE) + 20, dtype)
     expected = flat.clone()
     expect(clips)(cut(expected, LARGE, offset, 4), 0.3)
-    bound = torch.tensor(0.3).double() if clips is multiply else 0.3
+    bound = (
+        torch.tensor(0.3, dtype=torch.float64) if clips is multiply else 0.3
+    )
     clips(cut(flat, LARGE, offset, 4), bound)
     assert_same(flat, expected)
 
@@ -138,7 +140,11 @@ def test_2000_tensors(clips):
         for seed in range(2000)
     ]
     expected = [grad.clone() for grad in grads]
-    bound = torch.tensor(0.123).double() if clips is multiply else 0.123
+    bound = (
+        torch.tensor(0.123, dtype=torch.float64)
+        if clips is multiply
+        else 0.123
+    )
     clips(grads, bound)
     expect(clips)(expected, 0.123)
     assert all(map(same_bits, grads, expected))
@@ -156,7 +162,10 @@ def mixed():
 @pytest.mark.parametrize("clips", [multiply, clamp])
 def test_every_dtype(clips):
     grads, expected = mixed(), mixed()
-    clips(grads, torch.tensor(0.37).double() if clips is multiply else 0.37)
+    clips(
+        grads,
+        torch.tensor(0.37, dtype=torch.float64) if clips is multiply else 0.37,
+    )
     expect(clips)(expected, 0.37)
     assert all(map(same_bits, grads, expected))
 
