@@ -72,9 +72,7 @@ class ClipSettings(NamedTuple):
             raise ValueError(f"{name} must be specified {when}.")
         bound = _number(name, value)
         if not bound >= 0:  # Refuses NaN too.
-            raise ValueError(
-                f"{name} must be non-negative {when}, not {bound}."
-            )
+            raise ValueError(f"{name} must be non-negative {when}.")
         return bound
 
 
