@@ -504,8 +504,9 @@ cdef int _run(Scope scope, str phase, str slot) except -1:
 
 cdef int _call_each(Scope scope, str phase, str slot) except -1:
     cdef bint original = _class_is_original()
+    arg = scope.arg
     for hook in scope.hooks:
-        _call(hook, scope.arg, phase, slot, original)
+        _call(hook, arg, phase, slot, original)
         scope.position += 1
     return 0
 
