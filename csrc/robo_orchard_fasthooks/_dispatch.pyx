@@ -151,8 +151,8 @@ Returns:
             TypeError: An object in the other channel is not a hook, or is not
                 hashable.
         """
-        cdef dict added
-        hooks, added = hooks_to_merge(self, channel)
+        cdef tuple hooks = _hooks_to_merge(self, channel)
+        cdef dict added = _without_members(hooks, self._members)
         try:
             # This uses the hashes stored in `added` and calls no `__hash__`.
             self._members.update(added)
@@ -189,28 +189,33 @@ Returns:
         return copyreg.__newobj__, (type(self),), self.__getstate__()
 
 
-cpdef tuple hooks_to_merge(object channel, object other):
-    """Returns the hooks of another channel, and those of them that are new.
-
-    It raises the errors that merging raises, and calls every method of the
-    hooks that merging calls, before anything has changed.
-    """
+cdef tuple _hooks_to_merge(object channel, object other):
     if other.name != channel.name:
         raise ValueError(
             f"Cannot register hook channel {other.name} to {channel.name}"
         )
-    cdef tuple hooks = tuple(other._context_handlers)
+    return tuple(other._context_handlers)
+
+
+cdef dict _without_members(tuple hooks, object members):
+    # It calls every method of the hooks that merging calls, so that one that
+    # raises does so before anything has changed.
     cdef dict added = {}
-    members = (
-        (<Registrations>channel)._members
-        if isinstance(channel, Registrations)
-        else getattr(channel, "_context_handlers", ())
-    )
     for hook in hooks:
         _check_hook(hook)
         if hook not in members:
             added[hook] = None
-    return hooks, added
+    return added
+
+
+def check_merge(channel, other):
+    """Raises the error that merging two channels would raise, if any."""
+    _without_members(
+        _hooks_to_merge(channel, other),
+        (<Registrations>channel)._members
+        if isinstance(channel, Registrations)
+        else getattr(channel, "_context_handlers", ()),
+    )
 
 
 class HookContextChannel(Registrations, core.HookContextChannel[T]):
@@ -499,8 +504,9 @@ cdef int _run(Scope scope, str phase, str slot) except -1:
 
 cdef int _call_each(Scope scope, str phase, str slot) except -1:
     cdef bint original = _class_is_original()
+    arg = scope.arg
     for hook in scope.hooks:
-        _call(hook, scope.arg, phase, slot, original)
+        _call(hook, arg, phase, slot, original)
         scope.position += 1
     return 0
 

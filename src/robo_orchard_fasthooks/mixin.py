@@ -35,8 +35,8 @@ from robo_orchard_fasthooks._describe import boxed, describe
 from robo_orchard_fasthooks._dispatch import (
     HookContextChannel,
     RemoveableHandle,
+    check_merge,
     find_channel,
-    hooks_to_merge,
 )
 
 __all__ = [
@@ -216,7 +216,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
             pairs.append((channel, other))
         # Everything is checked before anything is registered.
         for channel, other in pairs:
-            hooks_to_merge(channel, other)
+            check_merge(channel, other)
         handles = [
             channel.register_hook_channel(other) for channel, other in pairs
         ]
