@@ -5,7 +5,7 @@ import pytest
 from helpers.implementations import PROFILED, UPSTREAM
 from helpers.programs import Program
 
-SEEDS = range(250)
+SEEDS = range(150)
 
 
 @pytest.fixture(scope="module")
