@@ -95,11 +95,7 @@ def clip_by_value(call: Call, clip_value: float) -> None:
 
 
 def _eligible(call: Call) -> Any:
-    """The group of plain gradients on CUDA; None if there are others.
-
-    Nor while somebody else captures a graph, which what is prepared on the
-    host would not outlive.
-    """
+    """The group of plain gradients on CUDA; None if there are others."""
     if type(call.gradients) is not Gradients or len(call.groups) != 1:
         return None
     group: Any = call.groups[0]
@@ -113,8 +109,7 @@ def _eligible(call: Call) -> Any:
         or type(group.grads[0]) is not Tensor
     ):
         return None
-    with torch.cuda.device(group.plan.device):
-        return None if torch.cuda.is_current_stream_capturing() else group
+    return group
 
 
 # A graph is freed with the plans of the list that it belongs to.
@@ -128,6 +123,10 @@ def _run(
     if replays is None:
         replays = _REPLAYS[call.gradients] = _Replays()
     with torch.cuda.device(group.plan.device), torch.set_grad_enabled(False):
+        # What is prepared on the host would not outlive a capture by somebody
+        # else.
+        if torch.cuda.is_current_stream_capturing():
+            return False, None
         return replays(group, settings, prepare)
 
 
