@@ -11,7 +11,7 @@ from helpers.hooks import HookContext
 from helpers.implementations import INSTALLED, PROFILED
 
 pytestmark = pytest.mark.also_on(*INSTALLED, *PROFILED)
-ONCE = "^a scope can be entered once$"
+ONCE = "^a scope can be entered once: call begin again for each step$"
 
 
 def chain(error):
