@@ -6,8 +6,10 @@ callbacks. Both call `_run`, the loop over the callbacks.
 """
 
 import copyreg
+import inspect
 from copy import deepcopy
 from functools import partial, wraps
+from types import FunctionType, MethodType
 from typing import TypeVar
 
 from robo_orchard_core.utils import hook as core
@@ -19,7 +21,8 @@ from cpython.object cimport PyObject
 from robo_orchard_fasthooks._args cimport PipelineHookArgs
 from robo_orchard_fasthooks._record cimport Recorder, Stats
 
-from robo_orchard_fasthooks._describe import add_note, channel_repr, hook_repr
+from robo_orchard_fasthooks._checks import check_hook
+from robo_orchard_fasthooks._describe import add_note, channel_repr
 
 cdef extern from "Python.h":
     dict PyObject_GenericGetDict(object instance, void* context)
@@ -31,6 +34,16 @@ cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         unsigned int tp_version_tag
     PyTypeObject* Py_TYPE(object instance)
+    ctypedef struct PyCodeObject:
+        int co_flags
+    PyObject* PyMethod_GET_FUNCTION(object method)
+    PyObject* PyFunction_GET_CODE(object function)
+    int CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
+    # Without cimport cpython.dict's check of errors; see `begin`.
+    PyObject* _find "PyDict_GetItemWithError"(
+        dict mapping, object key
+    ) noexcept
+    void PyErr_Clear()
 
 T = TypeVar("T")
 CallableType = TypeVar("CallableType")
@@ -299,7 +312,10 @@ cdef inline bint _has_own_begin(Registrations channel) except -1:
     return False
 
 
-def begin(self, channel, arg):
+cdef object _MISSING = object()
+
+
+def begin(self, channel, arg=_MISSING):
     """Returns a context manager that runs a channel's hooks around a body.
 
     The `before` callbacks run first, then the body of the `with` statement,
@@ -322,9 +338,13 @@ def begin(self, channel, arg):
         KeyError: The channel does not exist.
     """
     cdef PyObject* found = NULL
+    if arg is _MISSING:
+        raise TypeError("begin() missing 1 required argument: 'arg'")
     hooks = getattr(self, "hooks", None)
     if type(hooks) is dict:
-        found = PyDict_GetItemWithError(hooks, channel)
+        found = _find(<dict>hooks, channel)
+        if found == NULL:
+            PyErr_Clear()  # find_channel raises it again, and explains it.
     registered = (
         <object>found if found != NULL else find_channel(self, channel)
     )
@@ -334,6 +354,10 @@ def begin(self, channel, arg):
     ) and not _has_own_begin(<Registrations>registered):
         return _open(<Registrations>registered, arg)
     return registered.begin(arg)
+
+
+# What `inspect` and the tools that use it show.
+begin.__signature__ = inspect.signature(lambda self, channel, arg: None)
 
 
 def find_channel(hooks, name):
@@ -352,6 +376,11 @@ def find_channel(hooks, name):
             f"there is no channel {name!r}; the channels are "
             + ", ".join(map(repr, channels))
         ) from None
+    except TypeError as error:
+        raise TypeError(
+            f"{error}: the name of the channel comes first, as in "
+            "begin('on_step', args)"
+        ) from error
 
 
 # A scope is its own `__enter__` and `__exit__`. A `with` statement looks both
@@ -377,6 +406,11 @@ cdef enum:
     LEFT
 
 
+cdef tuple _STATES = (
+    "not made by begin", "not entered", "being entered", "entered", "left"
+)
+
+
 @cython.final
 @cython.freelist(16)
 @cython.auto_pickle(False)
@@ -399,6 +433,10 @@ cdef class Scope:
     __enter__ = _ScopeItself(lambda scope: scope())
     __exit__ = _ScopeItself(lambda scope, *error: scope(*error))
 
+    def __repr__(self):
+        name = getattr(self.channel, "name", None)
+        return f"<Scope of channel {name!r}, {_STATES[self.state]}>"
+
     def __call__(self, *args):
         if len(args) == 0:
             return self._enter()
@@ -408,7 +446,9 @@ cdef class Scope:
 
     cdef object _enter(self):
         if self.state != NEW:
-            raise RuntimeError("a scope can be entered once")
+            raise RuntimeError(
+                "a scope can be entered once: call begin again for each step"
+            )
         self.state = ENTERING
         if self.channel._recording:
             self.recording = self.channel._recording
@@ -647,14 +687,36 @@ cdef int _explain(Scope scope, str phase, object error) except -1:
 
 
 cdef int _check_hook(object hook) except -1:
-    for phase in ("before", "after"):
-        if not callable(getattr(hook, phase, None)):
-            raise TypeError(
-                f"cannot register {hook_repr(hook)}: it has no callable "
-                f"`{phase}`. A hook has the methods `before` and `after`; "
-                "HookContext.from_callable makes one from functions"
-            )
+    cdef dict attributes
+    # Nearly all hooks are found right without asking Python.
+    if type(hook) is FromCallable and _class_is_original():
+        attributes = PyObject_GenericGetDict(hook, NULL)
+        if len(attributes) == _unpatched_size:
+            before = attributes.get("_before")
+            after = attributes.get("_after")
+            if (
+                (before is not None or after is not None)
+                and (before is None or _is_plain(before))
+                and (after is None or _is_plain(after))
+            ):
+                return 0
+    check_hook(hook)
     return 0
+
+
+cdef object _Function = FunctionType
+cdef object _Method = MethodType
+
+
+cdef inline bint _is_plain(object callback) except -1:
+    # Whether it is a function or a method that runs when it is called.
+    cdef PyObject* function = <PyObject*>callback
+    if type(callback) is _Method:
+        function = PyMethod_GET_FUNCTION(callback)
+    return type(<object>function) is _Function and not (
+        (<PyCodeObject*>PyFunction_GET_CODE(<object>function)).co_flags
+        & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR)
+    )
 
 
 class RemoveableHandle(core.RemoveableHandle[CallableType]):

@@ -240,13 +240,13 @@ cdef class _Construction:
 cdef _Construction _construction = None
 
 
-def enable(cls):
+def enable(type cls not None):
     global _construction
     _construction = _Construction(cls)
     (<PyTypeObject*>cls).tp_vectorcall = <vectorcallfunc>_construct
 
 
-def disable(cls):
+def disable(type cls not None):
     global _construction
     (<PyTypeObject*>cls).tp_vectorcall = NULL
     _construction = None

@@ -3,6 +3,17 @@
 A drop-in replacement for the hooks of RoboOrchardLab.
 """
 
+try:
+    from . import _dispatch  # noqa: F401
+except ImportError as error:
+    if not str(error.name).startswith(__name__):
+        raise
+    raise ImportError(
+        f"{__name__} has no compiled modules for this Python: build them by "
+        "`pip install .` in its source folder (`-e` to use it from there)",
+        name=error.name,
+    ) from error
+
 from .clip import (
     clip_grad_norm_,
     clip_grad_value_,

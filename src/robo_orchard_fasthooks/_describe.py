@@ -14,10 +14,10 @@ from typing import Any, Literal
 from robo_orchard_core.utils.hook import HookContext
 
 Phase = Literal["before", "after"]
-_PHASES: tuple[Phase, ...] = ("before", "after")
+PHASES: tuple[Phase, ...] = ("before", "after")
 
 _FromCallable = type(HookContext.from_callable())
-_METHODS = {phase: vars(_FromCallable)[phase] for phase in _PHASES}
+_METHODS = {phase: vars(_FromCallable)[phase] for phase in PHASES}
 
 
 def describe(channels: Mapping[Any, Any]) -> str:
@@ -27,7 +27,7 @@ def describe(channels: Mapping[Any, Any]) -> str:
             if position == 0:
                 lines.append(name)
             lines.append(f"  {position} {label(hook)}")
-            for phase in _PHASES:
+            for phase in PHASES:
                 function = callback_of(hook, phase)
                 if function is not None:
                     lines.append(f"      {phase:<6} {where(function)}")
@@ -69,7 +69,7 @@ def hook_repr(hook: Any) -> str:
         return repr(hook)
     except Exception:
         lines = [f"name={getattr(hook, 'name', None)}"]
-        for phase in _PHASES:
+        for phase in PHASES:
             function = callback_of(hook, phase)
             shown = None if function is None else f"<{where(function)}>"
             lines.append(f"{phase}={shown}")
@@ -95,7 +95,7 @@ def label(hook: Any) -> str:
     """Returns the class of a hook or of its callbacks, and its name if any."""
     owner = hook
     if type(hook) is _FromCallable:
-        for phase in _PHASES:
+        for phase in PHASES:
             function = callback_of(hook, phase)
             if inspect.ismethod(function):
                 owner = function.__self__

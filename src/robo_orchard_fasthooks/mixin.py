@@ -25,6 +25,7 @@ from typing_extensions import Self
 
 from robo_orchard_fasthooks import _args, _dispatch
 from robo_orchard_fasthooks._args import PipelineHookArgs
+from robo_orchard_fasthooks._checks import advice, named
 from robo_orchard_fasthooks._core import (
     ClassConfig,
     ClassInitFromConfigMixin,
@@ -111,13 +112,15 @@ class _Scope(AbstractContextManager[PipelineHookArgs], Protocol):
 
 
 # RoboOrchardLab's hooks and configs, which are accepted too, are not
-# subclasses of this package's.
+# subclasses of this package's. pydantic checks parameters by isinstance.
+@runtime_checkable
 class _HooksLike(Protocol):
     @property
     def hooks(self) -> Mapping[Any, Any]: ...
     def register_pipeline_hooks(self, hooks: Any) -> Any: ...
 
 
+@runtime_checkable
 class _HooksConfigLike(Protocol):
     @property
     def class_type(self) -> type[_HooksLike]: ...
@@ -172,8 +175,9 @@ class PipelineHooks(ClassInitFromConfigMixin):
 
         Raises:
             KeyError: The channel does not exist.
-            TypeError: `hook` has no callable `before` and `after`, or is not
-                hashable.
+            TypeError: `hook` has no callable `before` and `after`, is a class
+                in place of an instance, has a callback that is an async or
+                generator function, or is not hashable.
         """
         return find_channel(self, channel).register(hook)
 
@@ -200,10 +204,14 @@ class PipelineHooks(ClassInitFromConfigMixin):
             ValueError: Two channels under the same key have different names.
         """
         if isinstance(hooks, type) or not hasattr(hooks, "hooks"):
-            found = str(type(hooks))
-            if _is_pipeline_hooks(hooks):
-                found += ", whose __init__ has to call super().__init__()"
-            raise TypeError(f"Expected PipelineHooks, but got {found}")
+            raise TypeError(
+                f"Expected PipelineHooks, but got {named(hooks)}"
+                + (
+                    ", whose __init__ has to call super().__init__()"
+                    if _is_pipeline_hooks(hooks)
+                    else advice(hooks)
+                )
+            )
         pairs = []
         for name, other in hooks.hooks.items():
             try:
@@ -271,8 +279,9 @@ class PipelineHooks(ClassInitFromConfigMixin):
         else:
             given = hooks
         result = cls()
-        for each in given:
-            result += _make_hooks(each)
+        for position, each in enumerate(given):
+            at = "" if each is hooks else f" at position {position}"
+            result += _make_hooks(each, at)
         return result
 
     def describe(self) -> str:
@@ -312,7 +321,7 @@ def _is_pipeline_hooks(given: Any) -> bool:
     )
 
 
-def _make_hooks(given: Any) -> Any:
+def _make_hooks(given: Any, at: str) -> Any:
     if isinstance(given, ClassConfig):
         makes = given.class_type
         # A class is checked before it is called, which is not possible for a
@@ -324,5 +333,6 @@ def _make_hooks(given: Any) -> Any:
     if _is_pipeline_hooks(given):
         return given
     raise TypeError(
-        f"Expected PipelineHooks or PipelineHooksConfig, but got {type(given)}"
+        "Expected PipelineHooks or PipelineHooksConfig, but got "
+        f"{named(given)}{at}{advice(given)}"
     )

@@ -67,4 +67,6 @@ class OptimizerHook(PipelineHooks):
 class OptimizerHookConfig(PipelineHooksConfig[OptimizerHook]):
     """The config of an OptimizerHook; calling it creates the hook."""
 
+    model_config = {"extra": "forbid"}
+
     class_type: ClassType[OptimizerHook] = OptimizerHook

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class _HasChannels(Protocol):
     # RoboOrchardLab's PipelineHooks are not a subclass of this package's.
     @property

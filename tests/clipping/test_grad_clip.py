@@ -161,6 +161,18 @@ def test_an_optimizer_is_needed(lib, clip):
         )
 
 
+@pytest.mark.also_on(*INSTALLED)
+def test_an_accelerator_is_needed(ours):
+    optimizer = torch.optim.SGD([parameter([3.0])])
+    hook = ours.GradientClippingHookConfig(**NORM)()
+    args = ours.PipelineHookArgs(None, optimizer=optimizer)
+    if hasattr(args, "is_optimizer_step_boundary"):
+        pytest.skip("the trainer of 0.5 has one")
+    with pytest.raises(ValueError, match="have no accelerator; pass"):
+        with hook.begin("on_step", args):
+            pass
+
+
 def test_an_optimizer_may_be_anything_with_groups(lib, clip):
     param = parameter([3.0, 4.0])
     clip(lib, SimpleNamespace(param_groups=[{"params": [param]}]), **NORM)
@@ -459,6 +471,11 @@ class TestConfig:
         config = ours.GradientClippingHookConfig(**NORM)
         text = config.to_str("json").replace("{", '{"foreach": null,', 1)
         assert type(config).from_str(text, "json") == config
+
+    def test_a_misspelt_setting_is_an_error(self, ours):
+        for setting in ({"norm_typ": 1.0}, {"foreach": True}):
+            with pytest.raises(ValueError, match="not permitted"):
+                ours.GradientClippingHookConfig(**NORM, **setting)
 
     def test_makes_the_hook_of_class_type(self, lib):
         class Own(lib.GradientClippingHook):

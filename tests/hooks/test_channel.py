@@ -213,6 +213,133 @@ def test_what_is_no_hook_is_refused(ours, given):
     assert len(hooks.hooks["on_step"]) == 0
 
 
+def plain(args):
+    pass
+
+
+async def coroutine(args):
+    pass
+
+
+def generator(args):
+    yield
+
+
+async def async_generator(args):
+    yield
+
+
+class Called:
+    async def __call__(self, args):
+        pass
+
+    async def method(self, args):
+        pass
+
+
+class Instances(HookContext):
+    def before(self, args):
+        pass
+
+    after = before
+
+
+class Namespace:
+    before = classmethod(lambda cls, args: None)
+    after = staticmethod(lambda args: None)
+
+
+@pytest.mark.contract("F4")
+class TestMistakes:
+    """What upstream leaves without effect, or lets fail at the first step."""
+
+    LATER = (
+        *(coroutine, generator, async_generator),
+        *(Called(), Called().method),
+        functools.partial(functools.partial(coroutine)),
+        functools.partial(Called()),
+    )
+    ALLOWED = (
+        *(plain, print, Called, len, functools.partial(plain)),
+        *(mock.Mock(), mock.MagicMock(), mock.AsyncMock(), mock.call),
+        *(mock.Mock(spec=coroutine), mock.Mock(spec=functools.partial)),
+    )
+
+    @pytest.mark.parametrize("phase", ["before", "after"])
+    @pytest.mark.parametrize("callback", LATER)
+    def test_callbacks_that_would_never_run(self, ours, callback, phase):
+        other = "after" if phase == "before" else "before"
+        methods = {phase: lambda *args: None, other: plain}
+        subclass = type("Own", (HookContext,), methods)()
+        setattr(subclass, phase, callback)
+        from_callable = HookContext.from_callable(**{phase: callback})
+        channel = ours.HookContextChannel("on_step")
+        for hook in (from_callable, subclass):
+            with pytest.raises(
+                TypeError, match=f"`{phase}` is an async or generator function"
+            ):
+                channel.register(hook)
+        assert len(channel) == 0
+
+    @pytest.mark.parametrize("callback", ALLOWED)
+    def test_other_callbacks_are_allowed(self, channel, callback):
+        channel.register(HookContext.from_callable(before=callback))
+        channel.register(HookContext.from_callable("a", after=callback))
+        channel.register(mock.Mock())
+        assert len(channel) == 3
+
+    def test_a_callable_as_the_name(self, ours):
+        channel = ours.HookContextChannel("on_step")
+        with pytest.raises(
+            TypeError, match=r"whose name is plain \(.*Pass before= or after="
+        ):
+            channel.register(HookContext.from_callable(plain))
+        # One to be patched later, and a callable name that does no harm.
+        channel.register(HookContext.from_callable())
+        channel.register(HookContext.from_callable(plain, plain))
+        assert len(channel) == 2
+
+    def test_a_class_in_place_of_an_instance(self, ours):
+        channel = ours.HookContextChannel("on_step")
+        with pytest.raises(
+            TypeError, match=r"the class Instances: call it, Instances\(\)"
+        ):
+            channel.register(Instances)
+        assert len(channel) == 0
+
+    def test_a_class_of_classmethods_works(self, channel):
+        channel.register(Namespace)
+        with channel.begin(None):
+            pass
+
+    @pytest.mark.parametrize(
+        "make, expected",
+        [
+            (
+                lambda lib: lib.OptimizerHookConfig(),
+                "Config'>, which is a config: PipelineHooks.from_hooks",
+            ),
+            (
+                lambda lib: lib.OptimizerHookConfig()(),
+                "OptimizerHook'>: use register_pipeline_hooks or +=",
+            ),
+            (
+                lambda lib: lib.PipelineHooks,
+                "the class PipelineHooks: call it, PipelineHooks()",
+            ),
+            (
+                lambda lib: lib.HookContextChannel("on_step"),
+                "Channel'>: use register_hook_channel or +=",
+            ),
+        ],
+    )
+    def test_something_else_says_what_to_do(self, ours, make, expected):
+        with pytest.raises(TypeError) as raised:
+            ours.PipelineHooks().register_hook("on_step", make(ours))
+        assert expected in str(raised.value)
+        assert str(raised.value).count("\n") == 0
+
+
 @pytest.mark.contract("F4")
 def test_a_merge_with_what_is_no_hook_adds_nothing(ours, hook):
     hooks, other = ours.PipelineHooks(), ours.PipelineHooks()

@@ -1,6 +1,7 @@
 """The order in which callbacks run, and the scopes that run them."""
 
 import asyncio
+import inspect
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ from helpers.hooks import HookContext
 from helpers.implementations import INSTALLED, PROFILED
 
 pytestmark = pytest.mark.also_on(*INSTALLED, *PROFILED)
-ONCE = "^a scope can be entered once$"
+ONCE = "^a scope can be entered once: call begin again for each step$"
 
 
 def chain(error):
@@ -177,6 +178,35 @@ def test_a_scope_is_entered_once(ours, hook, log):
     with pytest.raises(RuntimeError, match=ONCE):
         scope.__enter__()
     assert log == ["before a", "after a"]
+
+
+def test_begin_says_what_is_missing_or_misplaced(lib):
+    hooks, args = lib.PipelineHooks(), lib.PipelineHookArgs(None)
+    for call in (
+        lambda: hooks.begin("on_step"),
+        lambda: hooks.begin(channel="on_step"),
+    ):
+        with pytest.raises(TypeError, match="missing 1 required .*: 'arg'$"):
+            call()
+    misplaced = "unhashable type: '.*PipelineHookArgs'"
+    if lib.name == "ours":
+        misplaced += ": the name of the channel comes first"
+    with pytest.raises(TypeError, match=misplaced):
+        hooks.begin(args, "on_step").__enter__()
+    parameters = inspect.signature(lib.PipelineHooks.begin).parameters
+    assert list(parameters) == ["self", "channel", "arg"]
+    assert all(each.default is each.empty for each in parameters.values())
+
+
+@pytest.mark.also_on(*INSTALLED)
+def test_a_scope_shows_its_channel_and_state(ours):
+    scope = ours.PipelineHooks().begin("on_step", None)
+    shown = "<Scope of channel 'on_step', {}>"
+    assert repr(scope) == shown.format("not entered")
+    with scope:
+        assert repr(scope) == shown.format("entered")
+    assert repr(scope) == shown.format("left")
+    assert repr(type(scope)()) == "<Scope of channel None, not made by begin>"
 
 
 def test_a_scope_is_left_after_it_was_entered(ours):

@@ -338,6 +338,20 @@ class TestFromHooks:
         ):
             ours.PipelineHooks.from_hooks(1)
 
+    def test_says_which_one_and_what_to_call(self, ours):
+        cls, hook = ours.PipelineHooks, HookContext.from_callable()
+        call = r"class PipelineHooks{}: call it, PipelineHooks\(\)"
+        use = r"FromCallable'>{}: use register_hook\(channel, hook\)"
+        for given, expected in ((cls, call), (hook, use)):
+            for several in (False, True):
+                at = " at position 1" if several else ""
+                with pytest.raises(TypeError, match=expected.format(at)):
+                    cls.from_hooks([cls(), given] if several else given)
+            with pytest.raises(TypeError, match=expected.format("")):
+                cls().register_pipeline_hooks(given)
+        with pytest.raises(TypeError, match="a config: PipelineHooks.from_"):
+            cls().register_pipeline_hooks(ours.OptimizerHookConfig())
+
     def test_refuses_a_config_of_something_else_unmade(self, ours):
         class Other:
             InitFromConfig = True

@@ -73,6 +73,17 @@ def test_needs_both(lib, args, calls, missing):
         )
 
 
+def test_a_misspelt_setting_is_an_error(ours):
+    with pytest.raises(ValueError, match="(?s)lr\n.*not permitted"):
+        ours.OptimizerHookConfig(lr=1)
+
+    class Own(ours.OptimizerHookConfig):
+        lr: float
+
+    assert Own(lr=1).lr == 1
+    assert ours.PipelineHooksConfig(class_type=ours.OptimizerHook, lr=1)
+
+
 def test_a_training_run_is_bit_for_bit_upstream_s(ours, theirs):
     def train(lib):
         torch.manual_seed(0)

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import typing
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from robo_orchard_fasthooks import (
     HookProfiler,
     PipelineHooks,
     lab,
-    profiler,
 )
 from robo_orchard_fasthooks._dispatch import recorder_of, set_recorder
 from robo_orchard_fasthooks._record import Recorder, Stats
@@ -182,16 +180,3 @@ class TestRecorder:
         set_recorder(channel, Recorder(lambda hooks, phase: (), Clock()))
         set_recorder(channel, None)
         assert ran
-
-
-@pytest.mark.parametrize(
-    "public",
-    [
-        *(profiler.HookProfiler, profiler.ChannelProfile),
-        *(profiler.CallbackTimes, profiler.Times),
-    ],
-)
-def test_annotations_resolve(public):
-    assert public.__name__ in profiler.__all__
-    for each in (public, *filter(callable, vars(public).values())):
-        typing.get_type_hints(each)

@@ -74,3 +74,21 @@ def test_debug_traces_lines(tmp_path):
             text=True,
         )
         assert result.stdout == f"{traced}\n", result.stderr
+
+
+def test_without_compiled_modules_it_says_how_to_build(tmp_path):
+    shutil.copytree(
+        ROOT / "src",
+        tmp_path,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", "import robo_orchard_fasthooks"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: robo_orchard_fasthooks has no comp")
+    assert "pip install ." in last

@@ -1,17 +1,30 @@
 """What mypy tells a user of this package, and of RoboOrchardLab."""
 
 import ast
+import inspect
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType
+from typing import get_origin, get_type_hints
 
 import pytest
+from pydantic import validate_call
+from typing_extensions import is_typeddict
 
 import robo_orchard_fasthooks
 import upstream
-from robo_orchard_fasthooks import lab, testing
+from robo_orchard_fasthooks import (
+    clip,
+    grad_clip,
+    lab,
+    mixin,
+    optimizer,
+    profiler,
+    testing,
+)
 
 FOLDER = Path(__file__).parent
 PROGRAMS = ["good.py", "bad.py", "with_lab.py"]
@@ -70,3 +83,61 @@ def test_programs_use_every_public_name(program):
         *(f"testing.{name}" for name in testing.__all__),
     }
     assert public - used == set()
+
+
+MODULES = [
+    robo_orchard_fasthooks,
+    *(clip, grad_clip, lab, mixin, optimizer, profiler, testing),
+]
+
+
+def public(module):
+    """The classes and functions of a module, and their methods."""
+    for name in module.__all__:
+        found = getattr(module, name)
+        if isinstance(found, type) and get_origin(found) is None:
+            yield found
+            for base in found.__mro__:
+                if not base.__module__.startswith("robo_orchard_fasthooks"):
+                    continue
+                for member in vars(base).values():
+                    member = getattr(member, "__func__", member)
+                    if isinstance(member, property):
+                        member = member.fget
+                    if isinstance(member, FunctionType):
+                        yield member
+        elif isinstance(found, FunctionType):
+            yield found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda each: each.__name__)
+def test_annotations_of_public_names_resolve(module):
+    checked = list(public(module))
+    assert checked
+    for each in checked:
+        get_type_hints(each)
+        if not is_typeddict(each):
+            inspect.signature(each, eval_str=True)
+        if isinstance(each, FunctionType):
+            call = each
+        else:
+
+            def call(given):
+                return given
+
+            call.__annotations__ = {"given": each}
+        validate_call(call, config={"arbitrary_types_allowed": True})
+
+
+def test_pydantic_checks_calls_of_from_hooks():
+    from_hooks = validate_call(
+        mixin.PipelineHooks.from_hooks,
+        config={"arbitrary_types_allowed": True},
+    )
+    hooks = optimizer.OptimizerHook()
+    for given in (hooks, [hooks, optimizer.OptimizerHookConfig()], None):
+        made = from_hooks(given)
+        count = len(given) if isinstance(given, list) else given is not None
+        assert len(made.hooks["on_step"]) == count
+    with pytest.raises(ValueError, match="PipelineHooks|_HooksLike"):
+        from_hooks(1)

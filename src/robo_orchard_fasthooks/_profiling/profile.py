@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+# pydantic accepts typing's from Python 3.12 on.
+from typing_extensions import TypedDict
 
 from robo_orchard_fasthooks._describe import Phase
 from robo_orchard_fasthooks._record import Stats

@@ -97,6 +97,11 @@ def clip_at_step(hook: Any, hook_args: Any) -> Tensor | None:
             "pass PipelineHookArgs(..., optimizer=)"
         )
     accelerator = hook_args.accelerator
+    if accelerator is None:
+        raise ValueError(
+            "GradientClippingHook: the hook arguments have no accelerator; "
+            "pass PipelineHookArgs(accelerator)"
+        )
     # RoboOrchardLab 0.5 counts its own micro-steps.
     is_boundary = getattr(hook_args, "is_optimizer_step_boundary", None)
     if is_boundary is None:
