@@ -37,6 +37,10 @@ from robo_orchard_fasthooks.clip import clip_grad_norm_, clip_grad_value_
 
 CASES = Cases(__file__)
 EVEN = nn.Linear(4, 6), nn.Linear(6, 2)
+# None: any dtype, so that of the parameter is expected.
+GRAD_DTYPES = (
+    [torch.float32, None] if hasattr(torch.Tensor, "grad_dtype") else []
+)
 # One row for two ranks: rank 1 has an empty part of the last two parameters.
 UNEVEN = nn.Linear(4, 5), nn.Linear(5, 1)
 
@@ -186,6 +190,36 @@ def missing_on_one_rank(rank, missing, norm_type, by_hook):
     before, expected = copies(params), norm_of_parts(params, norm_type)
     total = clip_by(by_hook, params, norm_type)
     check_clipped(total, params, before, expected)
+
+
+@CASES(grad_dtype=GRAD_DTYPES, rank=[0, 1], norm_type=[INF, 2.0])
+def missing_of_another_dtype(grad_dtype, rank, norm_type):
+    """A rank knows of the dtype of a gradient that it lacks."""
+    sizes = torch.bfloat16, torch.float32
+    params = [
+        nn.Parameter(distribute_tensor(zeros, mesh_of(2), [Shard(0)]))
+        for zeros in (torch.zeros(4, 6, dtype=dtype) for dtype in sizes * 2)
+    ]
+    whole = [randn((4, 6), param.dtype, 7) for param in params]
+    if grad_dtype is not None:
+        whole = [grad.to(grad_dtype) for grad in whole]
+    for param in params:
+        param.grad_dtype = grad_dtype
+    give(params, whole)
+    if dist.get_rank() == rank:
+        params[0].grad = params[1].grad = None
+    before = [local(param.grad) for param in params]
+    before = [None if grad is None else grad.clone() for grad in before]
+    expected = norm_of_parts(params, norm_type)
+    total = full(clip_grad_norm_(params, CLIPS, norm_type))
+    check(all(same(total, each) for each in from_all(total)), "total", total)
+    check(total.dtype == torch.float32, "dtype of the total:", total.dtype)
+    tolerance = {"rtol": 1e-2 if grad_dtype is None else 1e-5}
+    check(total.isclose(expected.float(), **tolerance), total, expected)
+    for param, old in zip(params, before, strict=True):
+        if old is not None:
+            scaled = old.float() * (CLIPS / total)
+            check(local(param.grad).float().allclose(scaled, 1e-2), "gradient")
 
 
 @CASES(norm_type=[INF, 2, -INF])
