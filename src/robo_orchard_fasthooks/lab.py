@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,8 @@ def install(verbose: bool = False) -> AbstractContextManager[None]:
     A function of RoboOrchardLab that differs from those of 0.4 and 0.5, or
     that other code has patched, is left alone; one warning lists them all.
     Patches that are made later take effect, except those of
-    robo_orchard_core's HookContextChannel.
+    robo_orchard_core's HookContextChannel. After importlib.reload of a module
+    of RoboOrchardLab, another call replaces what the reload has restored.
 
     Args:
         verbose (bool): Whether to print `status()`.
@@ -63,7 +65,11 @@ def install(verbose: bool = False) -> AbstractContextManager[None]:
     made = None
     with _lock:
         if _installation is None:
-            made = _installation = _install()
+            made = _Installation({}, ExitStack())
+            _install(made)
+            _installation = made
+        else:
+            _install(_installation)
     uninstalling = _uninstall_on_exit(made)
     if verbose:
         try:
@@ -150,9 +156,7 @@ def status() -> Status:
         names = {
             name: f"original: {found}"
             if isinstance(found, str)
-            else "replaced"
-            if found.is_active
-            else "patched by others since"
+            else found.state
             for name, found in _installation.names.items()
         }
     packages = ("robo_orchard_fasthooks", PACKAGE)
@@ -164,7 +168,7 @@ def status() -> Status:
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Installation:
     names: dict[str, AppliedPatch | str]
     """What was replaced, or why a function was left alone."""
@@ -174,6 +178,12 @@ class _Installation:
 
 _installation: _Installation | None = None
 _lock = RLock()
+# A fork waits, so that the child has either all patches or none.
+os.register_at_fork(
+    before=_lock.acquire,
+    after_in_parent=_lock.release,
+    after_in_child=_lock.release,
+)
 
 
 @contextmanager
@@ -185,8 +195,9 @@ def _uninstall_on_exit(installation: _Installation | None) -> Iterator[None]:
             uninstall()
 
 
-def _install() -> _Installation:
-    names: dict[str, AppliedPatch | str] = {}
+def _install(installation: _Installation) -> None:
+    """Replaces what is original."""
+    names = dict(installation.names)
     try:
         import_module(PACKAGE)
         # All of them before the first patch: a module that is imported later
@@ -196,12 +207,18 @@ def _install() -> _Installation:
                 import_module(module)
         with ExitStack() as undo:
             for patch in patches():
+                found = names.get(patch.name)
+                if isinstance(found, AppliedPatch) and (
+                    found.state != "original"
+                ):
+                    continue
                 try:
                     names[patch.name] = patch.replace(undo)
                 except PatchError as change:
                     names[patch.name] = str(change)
-            _warn_of_left_alone(names)
-            return _Installation(names, undo.pop_all())
+            _warn_of_left_alone(names, installation.names)
+            installation.undo.enter_context(undo.pop_all())
+            installation.names = names
     except ImportError as error:
         if error.name == PACKAGE:
             raise ImportError(
@@ -215,8 +232,14 @@ def _install() -> _Installation:
         ) from error
 
 
-def _warn_of_left_alone(names: dict[str, AppliedPatch | str]) -> None:
-    reasons = [f"{k}: {v}" for k, v in names.items() if isinstance(v, str)]
+def _warn_of_left_alone(
+    names: dict[str, AppliedPatch | str], before: dict[str, AppliedPatch | str]
+) -> None:
+    reasons = [
+        f"{name}: {found}"
+        for name, found in names.items()
+        if isinstance(found, str) and found != before.get(name)
+    ]
     if reasons:
         warnings.warn(
             f"RoboOrchardLab {_version(PACKAGE)} differs from the versions "

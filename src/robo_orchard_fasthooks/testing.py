@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import gc
 import os
-import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from importlib import import_module
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 
 __all__ = ["Counting", "count", "run_counted"]
 
@@ -30,8 +33,11 @@ def count(
 
     Args:
         *makes (Callable[[], Callable[[int], None]]): Functions at the top
-            level of one file. The file is run in a new process, in which each
-            function returns a `run(n)` that does its work n times.
+            level of one file. The file is imported by its module's name in a
+            new process, in which each function returns a `run(n)` that does
+            its work n times. A file that is run as a script, not by
+            `python -m`, is the module `__mp_main__` there, as in processes
+            that multiprocessing spawns.
         sizes (tuple[int, int]): The n of two runs. The result is derived from
             the difference of their counts, so that starting and ending a
             process does not count.
@@ -62,12 +68,16 @@ def count(
     if not 0 <= sizes[0] < sizes[1]:
         raise ValueError(f"count needs two sizes that increase, not {sizes}")
     (file,) = files
+    module = makes[0].__globals__["__name__"]
+    if module == "__main__":  # What `python -m` runs has a name of its own.
+        spec = sys.modules[module].__spec__
+        module = spec.name if spec else "__mp_main__"
     names = [make.__name__ for make in makes]
     # Not with -m, which would import this package and torch: the file may
     # need neither.
     program = f"import runpy; runpy.run_path({__file__!r}, None, '__main__')"
     counts = Counting(
-        ["-c", program, *map(str, sizes), file, *names]
+        ["-c", program, *map(str, sizes), module, file, *names]
     ).results()
     return [counts[name] for name in names]
 
@@ -172,8 +182,27 @@ def _run_forked(run: Run, size: int) -> int:
     return process
 
 
+def _imported(name: str, file: str) -> ModuleType:
+    """Imports a file by the name of its module, wherever the file is."""
+    try:
+        module = import_module(name)
+        found = getattr(module, "__file__", None)
+        if found and os.path.samefile(found, file):
+            return module
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):
+            raise
+    # A script, or what pytest has imported without changing sys.path.
+    loader = SourceFileLoader(name, file)  # Whatever the file's suffix.
+    spec = spec_from_loader(name, loader)
+    assert spec is not None
+    module = sys.modules[name] = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
 if __name__ == "__main__":
-    _small, _large, _file, *_names = sys.argv[1:]
-    _namespace = runpy.run_path(_file)
+    _small, _large, _module, _file, *_names = sys.argv[1:]
+    _makes = vars(_imported(_module, _file))
     for _name in _names:
-        run_counted(_name, _namespace[_name](), (int(_small), int(_large)))
+        run_counted(_name, _makes[_name](), (int(_small), int(_large)))

@@ -10,7 +10,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch.nn.utils import clip_grad
 
+import robo_orchard_fasthooks
 from helpers.fp16 import FP16
 
 GRADIENTS = torch.tensor([3.0, -4.0]), torch.tensor([50.0, 0.0, -120.0])
@@ -307,3 +309,66 @@ class TestDelegated:
         assert is_same(found, params) and rest == expected
         assert hook.total_norm == (3 if mode == "norm" else None)
         assert torch.equal(params[0].grad, torch.tensor([3.0, 4.0]))
+
+
+class TestReplaced:
+    """Functions that a program has put in place of those called by name."""
+
+    @pytest.mark.also_on("installed")
+    @pytest.mark.parametrize(
+        "replacing",
+        [
+            lambda original, own: own,
+            lambda original, own: functools.wraps(original)(own),
+            lambda original, own: torch.no_grad()(own),
+            lambda original, own: clip_grad._no_grad(own),
+            lambda original, own: mock.Mock(side_effect=own),
+        ],
+        ids=["function", "wraps", "no_grad", "torch's no_grad", "mock"],
+    )
+    @pytest.mark.parametrize(
+        ("owner", "name", "mode"),
+        [
+            (torch.nn.utils, "clip_grad_norm_", "norm"),
+            (torch.nn.utils, "clip_grad_value_", "value"),
+            (Accelerator, "_clip_grad_norm_dtensor_aware", "norm"),
+        ],
+    )
+    def test_are_called(self, lib, monkeypatch, owner, name, mode, replacing):
+        def own(*args, **settings):
+            (params,) = (each for each in args if isinstance(each, list))
+            for param in params:
+                param.grad.zero_()
+
+        if not hasattr(owner, name):
+            pytest.skip(f"this accelerate has no {name}")
+        settings, _ = CLIPPING[mode]
+        hook = lib.GradientClippingHookConfig(**settings)()
+        for step in ("theirs", "own", "theirs"):
+            params = two_params()
+            optimizer = torch.optim.SGD(params)
+            with monkeypatch.context() as patch:
+                if step == "own":
+                    replacement = replacing(getattr(owner, name), own)
+                    patch.setattr(owner, name, replacement)
+                run(lib, hook, Accelerator(cpu=True), optimizer)
+            assert (params[0].grad.count_nonzero() == 0) == (step == "own")
+
+    @pytest.mark.parametrize("mode", CLIPPING)
+    def test_by_this_package(self, clip, calls, mode, monkeypatch):
+        name = f"clip_grad_{mode}_"
+        own = getattr(robo_orchard_fasthooks, name)
+        monkeypatch.setattr(torch.nn.utils, name, own)
+        clip(Accelerator(cpu=True), **CLIPPING[mode][0])
+        assert calls == []
+
+    def test_error_if_nonfinite_is_refused(self, clip, monkeypatch):
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", mock.Mock())
+        with pytest.raises(ValueError, match="in place of torch's"):
+            clip(
+                Accelerator(cpu=True),
+                clip_mode="norm",
+                max_norm=1,
+                error_if_nonfinite=True,
+            )
+        torch.nn.utils.clip_grad_norm_.assert_not_called()

@@ -37,6 +37,10 @@ from robo_orchard_fasthooks.clip import clip_grad_norm_, clip_grad_value_
 
 CASES = Cases(__file__)
 EVEN = nn.Linear(4, 6), nn.Linear(6, 2)
+# None: any dtype, so that of the parameter is expected.
+GRAD_DTYPES = (
+    [torch.float32, None] if hasattr(torch.Tensor, "grad_dtype") else []
+)
 # One row for two ranks: rank 1 has an empty part of the last two parameters.
 UNEVEN = nn.Linear(4, 5), nn.Linear(5, 1)
 
@@ -186,6 +190,32 @@ def missing_on_one_rank(rank, missing, norm_type, by_hook):
     before, expected = copies(params), norm_of_parts(params, norm_type)
     total = clip_by(by_hook, params, norm_type)
     check_clipped(total, params, before, expected)
+
+
+@CASES(
+    grad_dtype=GRAD_DTYPES, missing=[(1,), (0, 1, 2, 3)], norm_type=[INF, 2.0]
+)
+def missing_of_another_dtype(grad_dtype, missing, norm_type):
+    """A rank knows of the dtypes of gradients that it lacks."""
+    params = list(sharded_model(EVEN, torch.bfloat16).parameters())
+    for param in params:
+        param.grad_dtype = grad_dtype
+    dtype = grad_dtype or torch.bfloat16
+    give(params, [randn(param.shape, dtype) for param in params])
+    for index in missing if dist.get_rank() == 1 else ():
+        params[index].grad = None
+    before = [None if g is None else local(g).clone() for g in grads(params)]
+    expected = norm_of_parts(params, norm_type)
+    total = full(clip_grad_norm_(params, CLIPS, norm_type))
+    check(all(same(total, each) for each in from_all(total)), "total", total)
+    check(total.dtype == dtype, "dtype of the total:", total.dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    check(abs(total / expected - 1) < tolerance, total, "for", expected)
+    for param, old in zip(params, before, strict=True):
+        if old is not None:
+            scaled = old * (CLIPS / expected.to(dtype))
+            good = local(param.grad).allclose(scaled, tolerance)
+            check(good, "gradient", param.grad, scaled)
 
 
 @CASES(norm_type=[INF, 2, -INF])

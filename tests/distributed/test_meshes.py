@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from unittest import mock
 
 import torch
 from torch import nn
@@ -97,6 +98,28 @@ def as_accelerate(make, norm_type=2.0, max_norm=CLIPS, dtype=torch.float32):
     for found, clipped in ((total, params), (hook.total_norm, hooked)):
         check_total(found, expected)
         check_same("gradient", grads(clipped), grads(oracle))
+
+
+@CASES(name=["get_total_norm", "clip_grads_with_norm_"])
+def replaced(name):
+    """A function that accelerate calls by name, and a program has replaced."""
+    original = getattr(nn.utils, name)
+
+    def scaled(tensors, *settings):
+        for tensor in tensors:
+            tensor.detach().mul_(2)
+            if tensor.grad is not None:
+                tensor.grad.mul_(2)
+        return original(tensors, *settings)
+
+    params, oracle = (plain_beside_sharded(torch.float32) for _ in range(2))
+    accelerator = make_accelerator(StandIn)
+    with mock.patch.object(nn.utils, name, scaled):
+        expected = accelerator.clip_grad_norm_(oracle, CLIPS)
+        hook = norm_hook()
+        run_hook(hook, params, accelerator)
+    check_total(hook.total_norm, expected)
+    check_same("gradient", grads(params), grads(oracle))
 
 
 @CASES(make=MIXTURES)

@@ -1,10 +1,16 @@
 """`lab.install`, `uninstall` and `status`."""
 
+import importlib
 import inspect
+import os
 import re
+import signal
 import sys
 import threading
+import time
+import warnings
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +23,10 @@ from helpers.lab import (
     PipelineHooks,
     assert_same_installed,
     found,
+    python_frames,
 )
 from robo_orchard_fasthooks import _dispatch, lab
+from robo_orchard_fasthooks._lab.patching import Patch
 
 
 class TestInstall:
@@ -132,6 +140,104 @@ class TestStatus:
             assert len(caught) == 1 and found(name) is patch
         finally:
             PipelineHooks.begin = ORIGINALS[name]
+
+
+@pytest.fixture
+def reload(monkeypatch):
+    """Reloads one of RoboOrchardLab's modules, until the test ends."""
+    folder = str(Path(upstream.mixin.__file__).parent)
+    monkeypatch.setattr(sys.modules[HOOKS], "__path__", [folder])
+    before = {}
+
+    def run(name):
+        module = getattr(upstream, name)
+        before[module] = dict(vars(module))
+        importlib.reload(module)
+
+    yield run
+    for module, names in before.items():
+        vars(module).clear()
+        vars(module).update(names)
+
+
+class TestReload:
+    @pytest.mark.parametrize("name", ["mixin", "grad_clip", "optimizer"])
+    def test_it_is_told_and_renewed(self, reload, name):
+        with lab.install():
+            reload(name)
+            gone = [each for each in NAMES if f".{name}." in each]
+            originals = {each: found(each) for each in gone}
+            replaced = dict.fromkeys(NAMES, "replaced")
+            status = {**replaced, **dict.fromkeys(gone, "original")}
+            assert gone and lab.status().names == status
+            with lab.install():
+                pass
+            assert lab.status().names == replaced
+            cls = upstream.mixin.PipelineHookArgs
+            assert python_frames(lambda: cls(accelerator=None)) == []
+            channels = upstream.mixin.PipelineHooks().hooks.values()
+            assert {type(each).__module__ for each in channels} == {
+                _dispatch.__name__
+            }
+        assert {each: found(each) for each in gone} == originals
+
+    def test_uninstalling_puts_back_what_a_reload_did_not(self, reload):
+        with lab.install():
+            reload("mixin")
+
+    def test_a_patch_of_what_was_reloaded_is_told_and_left(self, reload):
+        name = f"{HOOKS}.mixin.PipelineHooks.begin"
+        with lab.install():
+            reload("mixin")
+            patch = upstream.mixin.PipelineHooks.begin = lambda *args: None
+            for state in ("original", "replaced"):
+                names = lab.status().names
+                assert names[name] == "patched by others since"
+                assert names[CONSTRUCTION] == state
+                lab.install()
+        assert found(name) is patch
+
+    def test_a_renewal_that_fails_changes_nothing(self, reload, monkeypatch):
+        replace = Patch.replace
+
+        def failing(self, undo):
+            replace(self, undo)
+            if self.path.endswith("from_hooks"):
+                raise RuntimeError("no more")
+
+        with lab.install():
+            reload("mixin")
+            before = lab.status().names
+            monkeypatch.setattr(Patch, "replace", failing)
+            with pytest.raises(RuntimeError, match="no more"):
+                lab.install()
+            assert lab.status().names == before
+
+
+def test_a_fork_waits_until_all_is_replaced(monkeypatch):
+    replace, within = Patch.replace, threading.Event()
+
+    def waiting(self, undo):
+        within.set()
+        time.sleep(0.01)
+        return replace(self, undo)
+
+    monkeypatch.setattr(Patch, "replace", waiting)
+    thread = threading.Thread(target=lab.install)
+    thread.start()
+    assert within.wait(60)
+    with warnings.catch_warnings():
+        # From 3.12 on: threads and fork() together may deadlock.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        lab.install()
+        names = set(lab.status().names.values())
+        os._exit(names != {"replaced"})
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join(60)
+    lab.uninstall()
 
 
 class TestImporting:

@@ -100,6 +100,18 @@ def test_what_is_gone(monkeypatch, owner, attribute, reasons):
         pass
 
 
+def test_what_is_left_alone_is_told_once_and_replaced_once_it_is_back():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(MIXIN.PipelineHooks, "begin")
+        with pytest.warns(UserWarning, match=NO_NAME):
+            lab.install()
+        lab.install()  # Without a warning.
+        assert lab.status().names[BEGIN] == f"original: {NO_NAME}"
+    lab.install()
+    assert set(lab.status().names.values()) == {"replaced"}
+    lab.uninstall()
+
+
 def test_a_class_that_is_no_class(monkeypatch):
     monkeypatch.setattr(GRAD_CLIP, "GradientClippingHook", 1)
     with left_alone({CLIP: NO_NAME}):

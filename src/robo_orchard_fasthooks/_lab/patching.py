@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ def check_home(function: Any, module: str) -> None:
 class AppliedPatch(NamedTuple):
     """An attribute that was replaced."""
 
+    patch: Patch
     owner: Any
     attribute: str
     original: Any
@@ -36,6 +38,18 @@ class AppliedPatch(NamedTuple):
     @property
     def is_active(self) -> bool:
         return vars(self.owner).get(self.attribute) is self.replacement
+
+    @property
+    def state(self) -> str:
+        """What its name refers to now, which a reload may have changed."""
+        try:
+            *_, now = self.patch.look_up(sys.modules.get(self.patch.module))
+            if now is self.replacement:
+                return "replaced"
+            check_home(getattr(now, "__func__", now), self.patch.module)
+        except PatchError:
+            return "patched by others since"
+        return "original"
 
 
 @dataclass(frozen=True)
@@ -68,25 +82,30 @@ class Patch:
         """
         owner, attribute, original = self._find()
         replacement = self.make(owner, original)
-        replaced = AppliedPatch(owner, attribute, original, replacement)
+        replaced = AppliedPatch(self, owner, attribute, original, replacement)
         setattr(owner, attribute, replacement)
         undo.callback(self._put_back, replaced)
         return replaced
 
-    def _find(self) -> tuple[Any, str, Any]:
-        try:
-            owner: Any = import_module(self.module)
-        except ModuleNotFoundError as error:
-            if f"{self.module}.".startswith(f"{error.name}."):
-                raise PatchError("there is no such module") from None
-            raise
+    def look_up(self, module: Any) -> tuple[Any, str, Any]:
+        """Finds the owner, the attribute and its value in the module."""
+        owner = module
         *classes, attribute = self.path.split(".")
         try:
             for each in classes:
                 owner = vars(owner)[each]
-            original = vars(owner)[attribute]
+            return owner, attribute, vars(owner)[attribute]
         except (KeyError, TypeError):
             raise PatchError("there is no such name") from None
+
+    def _find(self) -> tuple[Any, str, Any]:
+        try:
+            module = import_module(self.module)
+        except ModuleNotFoundError as error:
+            if f"{self.module}.".startswith(f"{error.name}."):
+                raise PatchError("there is no such module") from None
+            raise
+        owner, attribute, original = self.look_up(module)
         function = getattr(original, "__func__", original)
         check_home(function, self.module)
         signature = inspect.signature(function)
@@ -104,7 +123,7 @@ class Patch:
     def _put_back(self, replaced: AppliedPatch) -> None:
         if replaced.is_active:
             setattr(replaced.owner, replaced.attribute, replaced.original)
-        else:
+        elif replaced.state != "original":  # That of a reloaded module.
             warnings.warn(
                 f"{self.name} was patched after it had been replaced, so the "
                 "patch is left alone: undo patches in the reverse order",

@@ -8,10 +8,11 @@ from numbers import Real
 from typing import Any
 
 import torch
-from accelerate import DistributedType
+from accelerate import Accelerator, DistributedType
 from accelerate import accelerator as accelerate_module
 from accelerate.optimizer import AcceleratedOptimizer
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import utils
 
 from robo_orchard_fasthooks._clipping.refusals import local_tensor
 
@@ -27,6 +28,17 @@ _CLIPPED_HERE = {
 CLIPPED_BY_BACKEND = {DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
 """Which clip in the backward pass or in the step of the optimizer."""
 
+# What accelerate's methods call by name, and a program may have replaced.
+_METHODS = {"norm": ["clip_grad_norm_"], "value": ["clip_grad_value_"]}
+if hasattr(Accelerator, "_clip_grad_norm_dtensor_aware"):  # accelerate 1.15.
+    _METHODS["norm"].append("_clip_grad_norm_dtensor_aware")
+_FUNCTIONS = {
+    "norm": ["clip_grad_norm_", "get_total_norm", "clip_grads_with_norm_"],
+    "value": ["clip_grad_value_"],
+}
+_HOMES = {"torch.nn.utils.clip_grad", "robo_orchard_fasthooks.clip"}
+_SEEN: dict[str, Any] = {}  # The functions found to be from there.
+
 
 def unwrapped(optimizer: Any) -> Any:
     """Returns the optimizer that accelerate has wrapped, if it has."""
@@ -41,12 +53,28 @@ def is_accelerate_method(accelerator: Any, name: str) -> bool:
     return getattr(function, "__globals__", None) is vars(accelerate_module)
 
 
+def is_torch_function(name: str) -> bool:
+    """Whether torch.nn.utils has torch's function there, or ours."""
+    function = getattr(utils, name)
+    if function is not _SEEN.get(name):
+        # torch wraps it in a no_grad of the same module.
+        for each in (function, getattr(function, "__wrapped__", function)):
+            home = getattr(each, "__globals__", {}).get("__name__")
+            if home not in _HOMES:
+                return False
+        _SEEN[name] = function
+    return True
+
+
 def clips_by_itself(accelerator: Any, clip_mode: str) -> bool:
     """Whether clipping is left to the accelerator's own method."""
-    return (
-        not is_accelerate_method(accelerator, f"clip_grad_{clip_mode}_")
-        or accelerator.distributed_type not in _CLIPPED_HERE
-    )
+    for name in _METHODS[clip_mode]:
+        if not is_accelerate_method(accelerator, name):
+            return True
+    for name in _FUNCTIONS[clip_mode]:
+        if not is_torch_function(name):
+            return True
+    return accelerator.distributed_type not in _CLIPPED_HERE
 
 
 def clip_through(
@@ -63,7 +91,8 @@ def clip_through(
     if error_if_nonfinite and by_norm:
         raise ValueError(
             "GradientClippingHook: error_if_nonfinite is not supported where "
-            "the accelerator clips by its own clip_grad_norm_ "
+            "the accelerator clips by its own clip_grad_norm_, or by a "
+            "function that a program has put in place of torch's "
             f"({type(accelerator).__name__}, {distributed_type}); leave it "
             "False"
         )
