@@ -59,7 +59,9 @@ def test_debug_traces_lines(tmp_path):
 
     Also where the other kind was built before.
     """
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    for folder in ("csrc", "src"):
+        ignored = shutil.ignore_patterns("*.so")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
     shutil.copy(ROOT / "setup.py", tmp_path)
     for debug, traced in (("1", True), ("0", False)):
         result = build(
