@@ -3,6 +3,7 @@
 A drop-in replacement for the hooks of RoboOrchardLab.
 """
 
+from . import _dynamo as _dynamo  # It registers what torch.compile needs.
 from .clip import (
     clip_grad_norm_,
     clip_grad_value_,
