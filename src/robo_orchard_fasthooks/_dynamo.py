@@ -43,7 +43,8 @@ def _substitute_in_graph(
 
     # torch refuses what this does not know, Cython's functions among them,
     # and then handles those as it does any other.
-    module, is_function = vars(decorators), decorators.is_function
+    module = vars(decorators)
+    is_function = module["is_function"]
     module["is_function"] = callable
     try:
         decorators.substitute_in_graph(compiled, skip_signature_check=True)(
@@ -69,7 +70,8 @@ class _Finder:
 
             def exec_module(module: Any) -> None:
                 execute(module)
-                sys.meta_path[:] = others
+                with suppress(ValueError):
+                    sys.meta_path.remove(cls)
                 _register()
 
             loader.exec_module = exec_module

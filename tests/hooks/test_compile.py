@@ -200,7 +200,7 @@ def test_a_scope_that_is_profiled_is_timed(backend):
         torch._dynamo.reset()
         with pytest.raises(Unsupported, match="a HookProfiler times"):
             step(hooks, args, torch.ones(2))
-    assert [row.count for row in profiler.stats()] == [1]
+    assert profiler.to_dict()["on_step"]["scope"]["count"] == 1
     step(hooks, args, torch.ones(2))
     assert backend.frame_count == 1
 
@@ -230,26 +230,19 @@ def test_arguments_within_a_graph(lib, make, backend):
     assert backend.frame_count == (2 if compiled else 1)
 
 
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import robo_orchard_fasthooks; assert not seen(); import torch._dynamo",
-        "import torch._dynamo, robo_orchard_fasthooks",
-        "import robo_orchard_fasthooks, importlib.util as util;"
-        "util.find_spec('torch._dynamo'); import torch._dynamo",
-    ],
-)
-def test_twins_are_registered_whoever_imports_torch_dynamo(imports):
-    script = f"""
-import sys
-seen = lambda: "torch._dynamo" in sys.modules
-{imports}
-from torch._dynamo.trace_rules import is_polyfilled_callable
+def test_twins_are_registered_whoever_imports_torch_dynamo():
+    """This package does not: it takes seconds."""
+    script = """
+import importlib.util, sys
 from robo_orchard_fasthooks import PipelineHooks, _dynamo
+importlib.util.find_spec("torch._dynamo")
+assert "torch._dynamo" not in sys.modules
+assert _dynamo._Finder in sys.meta_path
+from torch._dynamo.trace_rules import is_polyfilled_callable
 assert is_polyfilled_callable(PipelineHooks.begin)
 assert _dynamo._Finder not in sys.meta_path
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 def test_a_torch_that_differs_is_left_alone(monkeypatch):
