@@ -8,7 +8,7 @@ callbacks. Both call `_run`, the loop over the callbacks.
 import copyreg
 import inspect
 from copy import deepcopy
-from functools import partial, wraps
+from functools import partial
 from types import FunctionType, MethodType
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from robo_orchard_fasthooks._args cimport PipelineHookArgs
 from robo_orchard_fasthooks._record cimport Recorder, Stats
 
 from robo_orchard_fasthooks._checks import check_hook
+from robo_orchard_fasthooks._decorated import decorated
 from robo_orchard_fasthooks._describe import add_note, channel_repr
 
 cdef extern from "Python.h":
@@ -67,11 +68,11 @@ cdef class Registrations:
     cdef unsigned int _checked_version
     # Whether this is a LabChannel, and whether its scopes then set the
     # `exception` of their argument.
-    cdef bint _in_place
-    cdef bint _publishes_exception
+    cdef readonly bint _in_place
+    cdef readonly bint _publishes_exception
     # What times the hooks, or None. The number, which is 0 without a recorder,
     # distinguishes successive recordings by the same recorder.
-    cdef Recorder _recorder
+    cdef readonly Recorder _recorder
     cdef long long _recording
 
     def __cinit__(self):
@@ -518,14 +519,7 @@ cdef class Scope:
         return 0
 
     def _decorate(self, function):
-        channel, arg = self.channel, self.arg
-
-        @wraps(function)
-        def inner(*args, **kwargs):
-            with channel.begin(arg):
-                return function(*args, **kwargs)
-
-        return inner
+        return decorated(function, self.channel, self.arg)
 
 
 cdef int _run(Scope scope, str phase, str slot) except -1:

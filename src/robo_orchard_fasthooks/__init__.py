@@ -14,6 +14,7 @@ except ImportError as error:
         name=error.name,
     ) from error
 
+from . import _dynamo as _dynamo  # It registers what torch.compile needs.
 from .clip import (
     clip_grad_norm_,
     clip_grad_value_,

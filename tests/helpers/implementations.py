@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import robo_orchard_fasthooks
 import standin
 import upstream
-from robo_orchard_fasthooks import _dispatch, lab
+from robo_orchard_fasthooks import _dispatch, _dynamo, lab
 from robo_orchard_fasthooks.profiler import HookProfiler
 
 UPSTREAM = SimpleNamespace(
@@ -65,6 +65,29 @@ def profiled(**settings: bool) -> Iterator[SimpleNamespace]:
     yield SimpleNamespace(**{**vars(OURS), "PipelineHooks": Profiled})
 
 
+@contextmanager
+def twins() -> Iterator[SimpleNamespace]:
+    """This package, with the scopes that torch.compile traces."""
+
+    class Channel(_dispatch.HookContextChannel):
+        begin = _dynamo._scope
+
+    class Hooks(robo_orchard_fasthooks.PipelineHooks):
+        begin = _dynamo._begin
+
+        def __init__(self, cfg=None):
+            super().__init__(cfg)
+            self.hooks = {name: Channel(name) for name in self.hooks}
+
+    yield SimpleNamespace(
+        **{
+            **vars(OURS),
+            "PipelineHooks": Hooks,
+            "HookContextChannel": Channel,
+        }
+    )
+
+
 INSTALLED = ("installed", "installed 0.5")
 PROFILED = ("profiled", "profiled ranges")
 IMPLEMENTATIONS = {
@@ -73,5 +96,6 @@ IMPLEMENTATIONS = {
     "installed": partial(installed, partial(nullcontext, UPSTREAM)),
     "installed 0.5": partial(installed, standin.imported),
     "profiled": profiled,
+    "twins": twins,
     "profiled ranges": partial(profiled, record_function=True),
 }

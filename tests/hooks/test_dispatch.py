@@ -12,6 +12,7 @@ from helpers.hooks import HookContext
 from helpers.implementations import INSTALLED, PROFILED
 
 pytestmark = pytest.mark.also_on(*INSTALLED, *PROFILED)
+also_on_twins = pytest.mark.also_on("twins", *INSTALLED, *PROFILED)
 ONCE = "^a scope can be entered once: call begin again for each step$"
 
 
@@ -20,6 +21,7 @@ def chain(error):
     return [] if error is None else [str(error), *chain(error.__context__)]
 
 
+@also_on_twins
 @pytest.mark.contract("K1")
 def test_callbacks_run_in_the_order_of_registration(hooks, hook, log, args):
     for name in "abc":
@@ -32,6 +34,7 @@ def test_callbacks_run_in_the_order_of_registration(hooks, hook, log, args):
     ]
 
 
+@also_on_twins
 @pytest.mark.contract("K2")
 def test_a_failing_before_skips_to_all_afters(hooks, hook, log, args):
     for name, fail in (("a", ()), ("b", ["before"]), ("c", ())):
@@ -42,6 +45,7 @@ def test_a_failing_before_skips_to_all_afters(hooks, hook, log, args):
     assert log == ["before a", "before b", "after a", "after b", "after c"]
 
 
+@also_on_twins
 @pytest.mark.contract("K3")
 @pytest.mark.parametrize("earlier", ["body", "before a"])
 def test_a_failing_after_skips_later_afters(hooks, hook, log, args, earlier):

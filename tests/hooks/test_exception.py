@@ -57,7 +57,7 @@ def fail(hooks, args):
     return raised.value
 
 
-@pytest.mark.also_on(*PROFILED)  # 0.4's arguments have none.
+@pytest.mark.also_on("twins", *PROFILED)  # 0.4's arguments have none.
 @pytest.mark.contract("F3")
 class TestException:
     """Hooks see in `arg.exception` what the scope raised."""

@@ -104,11 +104,12 @@ assert seen == ["patched"], seen
         assert log == ["on_step", "before a", "after a"]
 
 
+@pytest.mark.also_on("twins", *INSTALLED, *PROFILED)
 @pytest.mark.contract("F2")
 class TestChangesWhileDispatching:
     """A phase runs over the hooks as they stood when it began."""
 
-    @pytest.mark.also_on(*PROFILED)
+    @pytest.mark.also_on("twins", *PROFILED)
     def test_a_hook_that_unregisters_itself(self, ours, theirs):
         for lib, expected in (
             (ours, ["once", "before b", "after b"]),

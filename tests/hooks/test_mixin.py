@@ -154,6 +154,7 @@ def test_subclasses_and_multiple_inheritance(lib, logging_hook):
     assert weakref.ref(mixed)() is mixed
 
 
+@pytest.mark.also_on("twins", *INSTALLED)
 @pytest.mark.contract("K8")
 class TestChannelsAreAPlainDict:
     def test_a_replaced_channel(self, lib, logging_hook):

@@ -13,7 +13,7 @@ def expected():
     return [Program(UPSTREAM, seed).run() for seed in SEEDS]
 
 
-@pytest.mark.also_on("installed", *PROFILED)
+@pytest.mark.also_on("installed", "twins", *PROFILED)
 def test_programs_do_what_they_do_upstream(expected, ours):
     for seed in SEEDS:
         assert Program(ours, seed).run() == expected[seed], f"seed {seed}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from robo_orchard_core.utils.hook import HookContextChannel
 
-from robo_orchard_fasthooks import _dispatch, _fast_dataclass
+from robo_orchard_fasthooks import _dispatch, _dynamo, _fast_dataclass
 from robo_orchard_fasthooks._lab import trainer
 from robo_orchard_fasthooks._lab.patching import (
     AppliedPatch,
@@ -90,7 +90,9 @@ def _if_plain(cls: Any, original: Any) -> Any:
 
 
 def _quick_copy(cls: Any, original: Any) -> Any:
-    return _fast_dataclass.copying(cls, _if_plain(cls, original))
+    copy = _fast_dataclass.copying(cls, _if_plain(cls, original))
+    _dynamo.substitute(copy, original)
+    return copy
 
 
 class _Construction(Patch):

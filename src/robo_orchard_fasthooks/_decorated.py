@@ -1,0 +1,18 @@
+"""A scope as a decorator, in Python: torch.compile can then trace it."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+
+def decorated(
+    function: Callable[..., Any], channel: Any, arg: Any
+) -> Callable[..., Any]:
+    """Wraps a function in a new scope for each call."""
+
+    @wraps(function)
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        with channel.begin(arg):
+            return function(*args, **kwargs)
+
+    return inner

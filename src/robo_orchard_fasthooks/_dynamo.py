@@ -1,0 +1,131 @@
+"""Python twins of compiled functions, which torch.compile traces instead.
+
+This package does not import torch._dynamo, which takes seconds. The twins are
+registered when something else first imports it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+import torch
+
+from robo_orchard_fasthooks import _dispatch
+
+_DYNAMO = "torch._dynamo"
+_LEFT_ALONE = object()
+_pending: list[tuple[Callable[..., Any], Callable[..., Any]]] = []
+
+
+def substitute(compiled: Callable[..., Any], twin: Callable[..., Any]) -> None:
+    """Has torch.compile trace `twin` wherever `compiled` is called."""
+    _pending.append((compiled, twin))
+    if _DYNAMO in sys.modules:
+        _register()
+
+
+def _register() -> None:
+    while _pending:
+        # A release of torch that does this otherwise breaks the graph at the
+        # function, as if it had no twin.
+        with suppress(Exception):
+            _substitute_in_graph(*_pending.pop())
+
+
+def _substitute_in_graph(
+    compiled: Callable[..., Any], twin: Callable[..., Any]
+) -> None:
+    from torch._dynamo import decorators
+
+    # torch refuses what this does not know, Cython's functions among them,
+    # and then handles those as it does any other.
+    module = vars(decorators)
+    is_function = module["is_function"]
+    module["is_function"] = callable
+    try:
+        decorators.substitute_in_graph(compiled, skip_signature_check=True)(
+            twin
+        )
+    finally:
+        module["is_function"] = is_function
+
+
+class _Finder:
+    """Registers the twins when torch._dynamo has been imported."""
+
+    @classmethod
+    def find_spec(cls, name: str, *args: Any) -> ModuleSpec | None:
+        if name != _DYNAMO:
+            return None
+        others: list[Any] = [each for each in sys.meta_path if each != cls]
+        found = (each.find_spec(name, *args) for each in others)
+        spec: ModuleSpec | None = next(filter(None, found), None)
+        if spec is not None:
+            loader: Any = spec.loader
+            execute = loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                with suppress(ValueError):
+                    sys.meta_path.remove(cls)
+                _register()
+
+            loader.exec_module = exec_module
+        return spec
+
+
+@contextmanager
+def _begin(self: Any, channel: str, arg: Any) -> Iterator[Any]:
+    with self.hooks[channel].begin(arg) as yielded:
+        yield yielded
+
+
+@contextmanager
+def _scope(self: Any, arg: Any) -> Iterator[Any]:
+    if self._recorder is not None:
+        torch._dynamo.graph_break("a HookProfiler times this channel")
+    error = None
+    try:
+        for hook in self._context_handlers:
+            hook.before(arg)
+        yield arg
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        if self._in_place:
+            if error is not None and self._publishes_exception:
+                _set_exception(arg, error)
+            for hook in self._context_handlers:
+                hook.after(arg)
+        else:
+            previous = _set_exception(arg, error)
+            try:
+                for hook in self._context_handlers:
+                    hook.after(arg)
+            finally:
+                _set_exception(arg, previous)
+
+
+def _set_exception(arg: Any, error: Any) -> Any:
+    if error is _LEFT_ALONE:
+        return error
+    try:
+        previous = getattr(arg, "exception", _LEFT_ALONE)
+        if previous is None or isinstance(previous, BaseException):
+            if previous is not error:
+                arg.exception = error
+            return previous
+    except Exception:  # The attribute cannot be read or set.
+        pass
+    return _LEFT_ALONE
+
+
+substitute(_dispatch.Registrations.begin, _scope)
+substitute(_dispatch.begin, _begin)
+if _DYNAMO not in sys.modules:
+    sys.meta_path.insert(0, _Finder)
