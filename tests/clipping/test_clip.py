@@ -432,27 +432,6 @@ class TestGradientsOfOtherKinds:
             assert torch.is_grad_enabled() == before
             assert got is None or not got.requires_grad
 
-    @pytest.mark.filterwarnings("ignore:.*jit.trace")
-    def test_torch_jit_trace(self):
-        """The trace holds for other values."""
-
-        def traced(module):
-            def clipped(*grads):
-                params = build(repeated(2, (3,)))
-                for param, grad in zip(params, grads, strict=True):
-                    param.grad = grad.clone()
-                module.clip_grad_norm_(params, 0.5)
-                return params[0].grad, module.get_total_norm(grads)
-
-            example = torch.ones(3), torch.ones(3)
-            return torch.jit.trace(clipped, example)
-
-        others = torch.full((3,), 9.0), torch.full((3,), -7.0)
-        found, expected = (
-            traced(module)(*others) for module in (ours, torch.nn.utils)
-        )
-        assert all(map(same_bits, found, expected))
-
     @pytest.mark.parametrize("default", ["meta", "cpu"])
     def test_torch_s_default_device(self, default):
         """Shapes of which some are stacked, in another order."""

@@ -38,9 +38,8 @@ def run(hooks, args, gradient=True):
         pass
 
 
-def clipping():
-    config = ours.GradientClippingHookConfig(clip_mode="norm", max_norm=1)
-    return config()
+def clipping(lib=ours):
+    return lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
 
 
 def wrong():
@@ -77,18 +76,12 @@ def test_the_wrong_order_warns_once(args):
         run(hooks, make_args(args.optimizer))
 
 
-@pytest.mark.parametrize("name", ["installed"])
-def test_robo_orchard_lab_s_own_hooks(name):
-    with IMPLEMENTATIONS[name]() as lab:
-        hooks = lab.PipelineHooks.from_hooks(
-            [
-                lab.OptimizerHook(lab.OptimizerHookConfig()),
-                lab.GradientClippingHookConfig(clip_mode="norm", max_norm=1),
-            ]
-        )
-        args = make_args(make_optimizer(), lab.PipelineHookArgs)
+def test_robo_orchard_lab_s_own_hooks():
+    with IMPLEMENTATIONS["installed"]() as lab:
+        optimizer = lab.OptimizerHook(lab.OptimizerHookConfig())
+        hooks = lab.PipelineHooks.from_hooks([optimizer, clipping(lab)])
         with pytest.warns(UserWarning, match=MESSAGE):
-            run(hooks, args)
+            run(hooks, make_args(make_optimizer(), lab.PipelineHookArgs))
 
 
 def test_the_right_order(args):
@@ -105,13 +98,13 @@ def test_the_right_order(args):
 def test_a_prepared_optimizer(wrapped):
     raw = make_optimizer()
     prepared = Accelerator(cpu=True).prepare_optimizer(raw)
-    steps = raw if wrapped == "clipped" else prepared
-    clips = raw if wrapped == "stepped" else prepared
     hooks = ours.OptimizerHook()
-    hooks.register_hook("on_step", taking(clips))
+    hooks.register_hook(
+        "on_step", taking(raw if wrapped == "stepped" else prepared)
+    )
     hooks += clipping()
     with pytest.warns(UserWarning, match=MESSAGE):
-        run(hooks, make_args(steps))
+        run(hooks, make_args(raw if wrapped == "clipped" else prepared))
 
 
 @pytest.mark.parametrize("every", [1, 3])

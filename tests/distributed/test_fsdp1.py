@@ -137,26 +137,6 @@ def value(flat, strategies):
     check_same("gradient", grads(model.parameters()), expected)
 
 
-@CASES(flat=[False, True])
-def training(flat):
-    hook = norm_hook(0.5)
-    model, alone = fsdp1_model(flat), nested_model()
-    optimizers = [
-        torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, alone)
-    ]
-    for _ in range(3):
-        backward(model)
-        run_hook(hook, optimizers[0], model=model)
-        backward(alone, batch())
-        nn.utils.clip_grad_norm_(alone.parameters(), 0.5)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-    with FullyShardedDataParallel.summon_full_params(model):
-        for name, param in named(model).items():
-            check_close(name, param, alone.get_parameter(name))
-
-
 def check_subset(root, params, names, norm_type=2.0, **settings):
     """Checks that the hook clips these parameters and no others."""
     chosen = set(params)

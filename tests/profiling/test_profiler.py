@@ -23,14 +23,9 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("settings", "error", "match"),
         [
-            *(
-                (
-                    {"warn_above": share},
-                    ValueError,
-                    f"between 0 and 1: {share}",
-                )
-                for share in (0, 1, -0.1, float("nan"))
-            ),
+            ({"warn_above": 0}, ValueError, "between 0 and 1: 0"),
+            ({"warn_above": 1}, ValueError, "between 0 and 1: 1"),
+            ({"warn_above": float("nan")}, ValueError, "between 0 and 1: nan"),
             ({"window": 0}, ValueError, "window has to be positive: 0"),
             ({"nvtx": True}, RuntimeError, "nvtx=True needs CUDA"),
             ({"device_time": True}, TypeError, "device_time"),

@@ -136,18 +136,15 @@ class TestRows:
                 run(lambda _, hooks=hooks: step(hooks))
             assert list(counts(profiler).values()) == 10 * [THREADS]
 
-    def test_a_hook_that_waits_for_another_thread_while_it_is_named(
-        self, hooks
-    ):
+    def test_a_hook_that_waits_for_a_thread_while_it_is_named(self, hooks):
         class Waiting:
             before = after = staticmethod(passing)
-            threads = []
+            threads = [threading.Thread(target=step, args=(hooks,))]
 
             @property
             def name(self):
-                if not self.threads:
-                    thread = threading.Thread(target=step, args=(hooks,))
-                    self.threads.append(thread)
+                if self.threads:
+                    thread = self.threads.pop()
                     thread.start()
                     thread.join(20)
                     assert not thread.is_alive()
