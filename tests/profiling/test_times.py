@@ -18,19 +18,15 @@ class TestTimes:
     def test_of_hooks_body_and_scope(self, add, timed):
         add("a", 10, 20)
         add("b", 30, 40)
-        profiler = timed(3, 100)
-        found = profiler.to_dict()["on_step"]
+        found = timed(3, 100).to_dict()["on_step"]
         assert (found["scope"]["count"], found["scope"]["sum"]) == (3, 600)
         assert (found["body"]["count"], found["body"]["sum"]) == (3, 300)
-        shares = [
-            (row["hook"], row["phase"], row["count"], row["share_of_scope"])
-            for row in found["hooks"]
-        ]
-        assert shares == [
-            ("a", "before", 3, 30 / 600),
-            ("b", "before", 3, 90 / 600),
-            ("a", "after", 3, 60 / 600),
-            ("b", "after", 3, 120 / 600),
+        keys = "hook", "phase", "count", "sum", "share_of_scope"
+        assert [tuple(map(row.get, keys)) for row in found["hooks"]] == [
+            ("a", "before", 3, 30, 30 / 600),
+            ("b", "before", 3, 90, 90 / 600),
+            ("a", "after", 3, 60, 60 / 600),
+            ("b", "after", 3, 120, 120 / 600),
         ]
 
     def test_of_one_hook_over_steps(self, add, timed):
