@@ -193,17 +193,6 @@ def test_scaling(case, bound, factor, dtype, foreach, pack):
     )
 
 
-@pytest.mark.parametrize("norm_type", NORM_TYPES)
-def test_the_halves_are_the_whole(norm_type):
-    case = Case(tuple(Run(5, (8, 8), dtype) for dtype in KINDS), mixed=True)
-    whole, halves = build(case), build(case)
-    expected = clip_grad_norm_(whole, 0.5, norm_type)
-    total = get_total_norm(gradients(halves), norm_type)
-    clip_grads_with_norm_(halves, 0.5, total)
-    assert same_bits(total, expected)
-    assert_same_gradients(halves, whole)
-
-
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("devices", ["cpu cuda", "cuda cpu"])
@@ -249,7 +238,7 @@ def test_many_of_one_shape(threads, runs, dtype):
 
 
 @pytest.mark.parametrize("dtype", REAL, ids=str)
-@pytest.mark.parametrize("numel", [1, 7, 4097, 12287, 12288, 70001])
+@pytest.mark.parametrize("numel", [1, 7, 4097, 12287, 12288])
 def test_values_of_every_size(numel, dtype):
     fills = "all special", "zero", "wide", "subnormal"
     case = Case(tuple(Run(1, (numel,), dtype, fill=fill) for fill in fills))

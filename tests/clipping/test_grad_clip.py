@@ -406,6 +406,12 @@ class TestConfig:
         with pytest.raises(PydanticSerializationError):
             getattr(theirs, cls)(**settings).to_str(format)
 
+    def test_cuda_graph(self, ours):
+        config = ours.GradientClippingHookConfig(**NORM)
+        assert config.cuda_graph is None
+        text = config.replace(cuda_graph=True).to_str(format="json")
+        assert type(config).from_str(text, format="json").cuda_graph is True
+
     def test_one_that_was_saved_with_foreach(self, ours):
         """A field of an earlier version, null by default."""
         config = ours.GradientClippingHookConfig(**NORM)

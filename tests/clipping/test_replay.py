@@ -7,7 +7,7 @@ is asserted of gradients is torch's own result.
 import gc
 import threading
 import weakref
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
@@ -143,16 +143,9 @@ def test_gradients_that_have_changed_are_not_replayed(graphs, clips, change):
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [
-        ((1.0, 2.0), (1.5, 2.0)),
-        ((1.0, 2.0), (1.0, float("inf"))),
-        ((0.0, 2.0), (-0.0, 2.0)),
-    ],
-    ids=str,
+    [((1.0,), (1.5,)), ((1.0,), (1.0, float("inf"))), ((0.0,), (-0.0,))],
 )
-def test_settings_that_have_changed_are_not_replayed(
-    graphs, clips, first, second
-):
+def test_other_settings_are_not_replayed(graphs, clips, first, second):
     params = parameters()
     for _ in range(4):
         clips.norm(params, *first)
@@ -341,6 +334,7 @@ def test_graphs_go_with_their_optimizer(graphs):
 
 @pytest.mark.parametrize("cuda_graph", [None, False])
 def test_off(graphs, cuda_graph):
+    """As by default; the hook may be told at any time."""
     training, params = Training(cuda_graph=cuda_graph), parameters()
     for _ in range(5):
         training.step()
@@ -351,15 +345,6 @@ def test_off(graphs, cuda_graph):
     for _ in range(3):
         training.step()
     assert graphs.attempts == 1
-
-
-def test_off_by_default():
-    config = robo_orchard_fasthooks.GradientClippingHookConfig(
-        clip_mode="norm", max_norm=1.0
-    )
-    assert config.cuda_graph is None
-    text = config.replace(cuda_graph=True).to_str(format="json")
-    assert type(config).from_str(text, format="json").cuda_graph is True
 
 
 def test_no_effect_on_a_cpu(clips):
@@ -378,10 +363,8 @@ def test_error_if_nonfinite(graphs, value):
     for _ in range(5):
         for param in params:
             param.grad.fill_(value)
-        if value == 1:
-            clip_grad_norm_(params, 1.0, 2.0, True, cuda_graph=True)
-            continue
-        with pytest.raises(RuntimeError, match="parameter 0"):
+        error = pytest.raises(RuntimeError, match="parameter 0")
+        with nullcontext() if value == 1 else error:
             clip_grad_norm_(params, 1.0, 2.0, True, cuda_graph=True)
     assert graphs.attempts == 0
 
@@ -424,8 +407,8 @@ def test_dtypes_that_cannot_be_clamped(graphs):
     """Refused before any has changed, as without a graph."""
     params = [torch.nn.Parameter(torch.ones(3).double()) for _ in range(2)]
     params[1] = torch.nn.Parameter(torch.ones(3))
-    params[0].grad = torch.full((3,), 1e306, dtype=torch.float64)
-    params[1].grad = params[1].detach().clone()
+    for param in params:
+        param.grad = param.detach().clone()
     with pytest.raises(NotImplementedError, match="gradient of parameter 1 "):
-        clip_grad_value_(params, 1e300, cuda_graph=True)
-    assert params[0].grad.tolist() == [1e306] * 3
+        clip_grad_value_(params, -1e300, cuda_graph=True)
+    assert params[0].grad.tolist() == [1] * 3

@@ -143,15 +143,17 @@ class TestLab:
 class TestRecorder:
     """What would crash the interpreter if it were not refused."""
 
-    def test_of_no_channel(self):
+    @pytest.mark.parametrize(
+        ("function", "args"),
+        [
+            (recorder_of, (None,)),
+            (set_recorder, (None, None)),
+            (Recorder.__new__, (Recorder,)),  # Not initialised.
+        ],
+    )
+    def test_of_wrong_arguments(self, function, args):
         with pytest.raises(TypeError):
-            recorder_of(None)
-        with pytest.raises(TypeError):
-            set_recorder(None, None)
-
-    def test_not_initialised(self):
-        with pytest.raises(TypeError):
-            Recorder.__new__(Recorder)
+            function(*args)
 
     @pytest.mark.parametrize("rows", [(None,), (1,), (), [Stats()], None])
     def test_rows_that_are_no_stats(self, hooks, add, rows):
