@@ -49,11 +49,12 @@ class Cases:
         """Registers a case once for each combination of the grid's values."""
 
         def register(function):
-            for values in itertools.product(*grid.values()):
-                labels = [getattr(v, "__name__", str(v)) for v in values]
+            for chosen in itertools.product(*map(enumerate, grid.values())):
+                labels = itertools.starmap(label, chosen)
                 name = "-".join([function.__name__, *labels])
                 while name in self.functions:  # Registered with two grids.
                     name += "'"
+                values = [value for _, value in chosen]
                 settings = dict(zip(grid, values, strict=True))
                 self.functions[name] = partial(function, **settings)
             return function
@@ -91,6 +92,13 @@ class Cases:
             processes.run([*program, str(folder)], timeout=300)
         except AssertionError as error:
             (folder / "error").write_text(str(error))
+
+
+def label(index, value):
+    """A short text that is the same in all processes."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return str(value)
+    return getattr(value, "__name__", str(index))
 
 
 def run(cases, folder, rank):

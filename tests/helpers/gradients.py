@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-EXAMPLES = int(os.environ.get("EXAMPLES", 120))
+EXAMPLES = int(os.environ.get("EXAMPLES", 80))
 """How many lists a random test clips."""
 random_lists = settings(
     max_examples=EXAMPLES,

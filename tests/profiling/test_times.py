@@ -3,7 +3,6 @@
 import statistics
 import sys
 import time
-import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -71,8 +70,7 @@ class TestFailures:
     """What raises is timed, and raises as without a profiler."""
 
     @pytest.mark.parametrize(
-        ("phase", "whole"),
-        [("before", 1 + 100 + 2 + 20), ("after", 1 + 10 + 2 + 100)],
+        ("phase", "whole"), [("before", 123), ("after", 113)]
     )
     def test_of_a_hook(self, hooks, clock, add, phase, whole):
         def fail(args):
@@ -132,24 +130,11 @@ class TestStats:
 @pytest.mark.filterwarnings("ignore:.* takes ")
 def test_memory_is_flat_over_the_steps(hooks, add):
     add(None, id, id)
-    begin = hooks.begin
-
-    def run(count):
-        for _ in range(count):
-            with begin("on_step", None):
-                pass
-
     with HookProfiler(hooks, warn_above=0.99) as profiler:
-        run(1000)
-        before = sys.getallocatedblocks()
-        run(50_000)
-        assert sys.getallocatedblocks() - before < 100
-        tracemalloc.start()
-        try:
-            run(1000)
-            began = tracemalloc.get_traced_memory()[0]
-            run(5_000)
-            assert tracemalloc.get_traced_memory()[0] - began < 2000
-        finally:
-            tracemalloc.stop()
-    assert profiler.to_dict()["on_step"]["scope"]["count"] == 57_000
+        for count in (1000, 50_000):
+            before = sys.getallocatedblocks()
+            for _ in range(count):
+                with hooks.begin("on_step", None):
+                    pass
+    assert sys.getallocatedblocks() - before < 100
+    assert profiler.to_dict()["on_step"]["scope"]["count"] == 51_000
