@@ -1,139 +1,35 @@
-"""Clipping with a loss scaler, and where accelerate clips by itself."""
+"""Where accelerate, or a subclass of it, clips by itself."""
 
 import functools
-import math
 import sys
+from fractions import Fraction
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch.distributed._functional_collectives import all_reduce
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn.utils import clip_grad
 
 import robo_orchard_fasthooks
-from helpers.fp16 import FP16
 
-GRADIENTS = torch.tensor([3.0, -4.0]), torch.tensor([50.0, 0.0, -120.0])
-
-
-def scaled(scaler, gradients):
-    """Optimizers of one parameter each, with scaled gradients."""
-    optimizers = []
-    for gradient in gradients:
-        param = torch.nn.Parameter(torch.zeros_like(gradient))
-        optimizers.append(torch.optim.SGD([param], lr=1))
-        scaler.scale(param @ gradient).backward()
-    return optimizers
-
-
-def param_of(optimizer):
-    return optimizer.param_groups[0]["params"][0]
+NORM = {"clip_mode": "norm", "max_norm": 2, "norm_type": 1}
+VALUE = {"clip_mode": "value", "clip_value": 2}
+MODES = {"norm": NORM, "value": VALUE}
+SETTINGS = pytest.mark.parametrize("settings", [NORM, VALUE])
+GRAD = torch.tensor([3.0, 4.0])
 
 
 def run(lib, hook, accelerator, optimizer):
     args = lib.PipelineHookArgs(accelerator, optimizer=optimizer)
     with hook.begin("on_step", args):
         pass
-
-
-CLIPPING = {
-    "norm": (
-        {"clip_mode": "norm", "max_norm": 1.0},
-        lambda params: torch.nn.utils.clip_grad_norm_(params, 1.0),
-    ),
-    "value": (
-        {"clip_mode": "value", "clip_value": 2.0},
-        lambda params: torch.nn.utils.clip_grad_value_(params, 2.0),
-    ),
-}
-
-
-@pytest.mark.parametrize("prepared", [False, True])
-@pytest.mark.parametrize("mode", CLIPPING)
-class TestScaler:
-    """Two optimizers, of which a hook unscales the one it clips."""
-
-    @pytest.fixture(autouse=True)
-    def prepare(self, mode, prepared):
-        self.settings, self.clip = CLIPPING[mode]
-        self.prepared = prepared
-
-    def optimizers(self, gradients=GRADIENTS):
-        self.accelerator = FP16()
-        made = scaled(self.accelerator.scaler, gradients)
-        if self.prepared:
-            made = [self.accelerator.prepare_optimizer(each) for each in made]
-        self.accelerator._optimizers = made
-        return made
-
-    def by_hand(self, gradients=GRADIENTS):
-        """Unscaled, clipped by torch and stepped without any hook."""
-        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-        made = scaled(scaler, gradients)
-        for optimizer in made:
-            scaler.unscale_(optimizer)
-            self.clip([param_of(optimizer)])
-            scaler.step(optimizer)
-        scaler.update()
-        return scaler, made
-
-    def test_each_optimizer_is_unscaled_once(self, ours):
-        first, second = optimizers = self.optimizers()
-        _, expected = self.by_hand()
-        hook = ours.GradientClippingHookConfig(**self.settings)()
-        scale, norms = 8.0, []
-        run(ours, hook, self.accelerator, first)
-        norms.append(hook.total_norm)
-        assert torch.equal(param_of(second).grad, scale * GRADIENTS[1])
-        run(ours, hook, self.accelerator, second)
-        norms.append(hook.total_norm)
-        for one, other in zip(optimizers, expected, strict=True):
-            assert torch.equal(param_of(one).grad, param_of(other).grad)
-        if self.settings["clip_mode"] == "norm":
-            assert norms == [5, 130]  # Without the scale.
-
-    def test_a_wrapper_of_several(self, ours):
-        """Those of accelerate's optimizers whose parameters it has."""
-        optimizers = self.optimizers()
-        other = self.optimizers()[0]
-        self.accelerator._optimizers = [*optimizers, other]
-        for optimizer in optimizers:  # Two groups are unscaled once.
-            param = torch.nn.Parameter(torch.zeros(1))
-            getattr(optimizer, "optimizer", optimizer).add_param_group(
-                {"params": [param]}
-            )
-        wrapper = SimpleNamespace(
-            param_groups=sum((each.param_groups for each in optimizers), [])
-        )
-        hook = ours.GradientClippingHookConfig(**self.settings)()
-        run(ours, hook, self.accelerator, wrapper)
-        params = [param_of(optimizer) for optimizer in optimizers]
-        found = [param.grad for param in params]
-        for param, grad in zip(params, GRADIENTS, strict=True):
-            param.grad = grad.clone()
-        self.clip(params)
-        assert all(map(torch.equal, found, [p.grad for p in params]))
-        assert torch.equal(param_of(other).grad, 8 * GRADIENTS[0])
-
-    @pytest.mark.parametrize("poison", [math.inf, math.nan])
-    def test_a_step_that_overflows_is_skipped(self, ours, poison):
-        gradients = torch.tensor([1.0, poison]), GRADIENTS[1]
-        optimizers = self.optimizers(gradients)
-        hand_scaler, expected = self.by_hand(gradients)
-        hook = ours.GradientClippingHookConfig(**self.settings)()
-        scaler = self.accelerator.scaler
-        for optimizer in optimizers:
-            run(ours, hook, self.accelerator, optimizer)
-        for optimizer in optimizers:
-            scaler.step(getattr(optimizer, "optimizer", optimizer))
-        scaler.update()
-        for one, other in zip(optimizers, expected, strict=True):
-            assert torch.equal(param_of(one), param_of(other))
-        assert torch.equal(param_of(optimizers[0]), torch.zeros(2))
-        assert not torch.equal(param_of(optimizers[1]), torch.zeros(3))
-        assert scaler.get_scale() == hand_scaler.get_scale() == 4
 
 
 def stand_in(kind):
@@ -172,7 +68,7 @@ def calls():
 def two_params():
     params = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
     for param in params:
-        param.grad = torch.tensor([3.0, 4.0])
+        param.grad = GRAD.clone()
     return params
 
 
@@ -180,11 +76,11 @@ def two_params():
 def clip(ours):
     """Runs a hook on two parameters, which it returns with the hook."""
 
-    def run_on(accelerator, **settings):
+    def run_on(accelerator, last=None, **settings):
         params = two_params()
-        optimizer = torch.optim.SGD(params, lr=1)
         hook = ours.GradientClippingHookConfig(**settings)()
-        run(ours, hook, accelerator, optimizer)
+        hook.total_norm = last
+        run(ours, hook, accelerator, torch.optim.SGD(params))
         return params, hook
 
     return run_on
@@ -194,121 +90,181 @@ def is_same(found, params):
     return [id(each) for each in found] == [id(each) for each in params]
 
 
-class TestDelegated:
-    @pytest.mark.parametrize("kind", ["XLA", "MEGATRON_LM"])
-    @pytest.mark.parametrize(
-        ("mode", "settings"),
-        [
-            ("norm", {"max_norm": 2, "norm_type": 1}),
-            ("value", {"clip_value": 2}),
-        ],
+@SETTINGS
+@pytest.mark.parametrize("kind", ["XLA", "MEGATRON_LM"])
+def test_by_accelerate(clip, calls, kind, settings):
+    params, hook = clip(stand_in(DistributedType[kind]), **settings)
+    ((name, given),) = calls
+    assert name == f"clip_grad_{settings['clip_mode']}_"
+    assert is_same(given.pop("parameters"), params)
+    assert {"clip_mode": settings["clip_mode"], **given} == settings
+    assert hook.total_norm == (14 if settings is NORM else None)
+    assert params[0].grad.sum() < 4.001
+
+
+@pytest.mark.parametrize("norm", [7.0, torch.tensor(7.0)])
+@pytest.mark.parametrize("has_gradients", [True, False])
+def test_by_deepspeed(ours, norm, has_gradients):
+    """It clips by itself, and tells the norm; it may keep the gradients."""
+    accelerator = stand_in(DistributedType.DEEPSPEED)
+    accelerator.deepspeed_engine_wrapped = SimpleNamespace(
+        get_global_grad_norm=lambda: norm
     )
-    def test_by_accelerate(self, clip, calls, kind, mode, settings):
-        accelerator = stand_in(DistributedType[kind])
-        params, hook = clip(accelerator, clip_mode=mode, **settings)
-        ((name, given),) = calls
-        assert name == f"clip_grad_{mode}_"
-        assert is_same(given.pop("parameters"), params)
-        assert given == settings
-        assert hook.total_norm == (14 if mode == "norm" else None)
-        assert params[0].grad.sum() < 4.001
+    params = two_params()
+    if not has_gradients:
+        params = [torch.nn.Parameter(torch.zeros(2))]
+    hook = ours.GradientClippingHookConfig(**NORM)()
+    run(ours, hook, accelerator, torch.optim.SGD(params))
+    assert torch.equal(hook.total_norm, torch.tensor(7.0))
+    assert not has_gradients or torch.equal(params[0].grad, GRAD)
 
-    def test_by_deepspeed(self, clip):
-        """It clips by itself, and tells the norm."""
-        accelerator = stand_in(DistributedType.DEEPSPEED)
-        accelerator.deepspeed_engine_wrapped = SimpleNamespace(
-            get_global_grad_norm=lambda: torch.tensor(7.0)
-        )
-        params, hook = clip(accelerator, clip_mode="norm", max_norm=2)
-        assert hook.total_norm == 7
-        assert torch.equal(params[0].grad, torch.tensor([3.0, 4.0]))
 
-    def test_deepspeed_that_keeps_the_gradients(self, ours):
-        """In buffers of its own; parameters have none."""
-        accelerator = stand_in(DistributedType.DEEPSPEED)
-        accelerator.deepspeed_engine_wrapped = SimpleNamespace(
-            get_global_grad_norm=lambda: 7.0
-        )
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))])
-        hook = ours.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
-        run(ours, hook, accelerator, optimizer)
-        assert torch.equal(hook.total_norm, torch.tensor(7.0))
+def test_deepspeed_has_no_value_mode(clip):
+    with pytest.raises(Exception, match="do not support `clip_grad_value"):
+        clip(stand_in(DistributedType.DEEPSPEED), **VALUE)
 
-    @pytest.mark.parametrize("method", ["clip_grad_norm_", "clip_grad_value_"])
-    def test_accelerate_patched(self, ours, method, monkeypatch):
-        """By what looks like the original."""
-        found = []
 
-        @functools.wraps(getattr(Accelerator, method))
-        def patch(self, *args):
-            found.append(args)
+def test_error_if_nonfinite_is_refused(clip, calls):
+    accelerator = stand_in(DistributedType.MEGATRON_LM)
+    with pytest.raises(ValueError, match="StandIn, .*MEGATRON_LM"):
+        clip(accelerator, **NORM, error_if_nonfinite=True)
+    assert calls == []
 
-        monkeypatch.setattr(Accelerator, method, patch)
-        hook = ours.GradientClippingHookConfig(
-            clip_mode=method[10:-1], max_norm=1, clip_value=1
-        )()
-        optimizer = torch.optim.SGD(two_params())
-        run(ours, hook, Accelerator(cpu=True), optimizer)
-        assert len(found) == 1
 
-    def test_error_if_nonfinite_is_refused(self, clip, calls):
-        accelerator = stand_in(DistributedType.MEGATRON_LM)
-        settings = {"clip_mode": "norm", "error_if_nonfinite": True}
-        with pytest.raises(ValueError, match="StandIn, .*MEGATRON_LM"):
-            clip(accelerator, max_norm=2, **settings)
-        assert calls == []
+def test_own_unscaling(clip):
+    """It is called as accelerate calls it."""
+    calls = []
 
-    def test_own_unscaling(self, ours):
-        """It is called as accelerate calls it."""
-        calls = []
+    class Own(Accelerator):
+        def unscale_gradients(self):
+            calls.append(self)
 
-        class Own(Accelerator):
-            def unscale_gradients(self):
-                calls.append(self)
+    clip(accelerator := Own(cpu=True), **NORM)
+    assert calls == [accelerator]
 
-        accelerator = Own(cpu=True)
-        hook = ours.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
-        run(ours, hook, accelerator, torch.optim.SGD(two_params()))
-        assert calls == [accelerator]
 
-    def test_deepspeed_has_no_value_mode(self, clip):
-        accelerator = stand_in(DistributedType.DEEPSPEED)
-        with pytest.raises(Exception, match="do not support `clip_grad_value"):
-            clip(accelerator, clip_mode="value", clip_value=2)
+@SETTINGS
+@pytest.mark.parametrize("kind", ["NO", "MULTI_CPU", "MULTI_GPU", "FSDP"])
+def test_clipped_by_this_package(clip, calls, kind, settings):
+    params, _ = clip(stand_in(DistributedType[kind]), **settings)
+    assert calls == []
+    others = two_params()
+    if settings is NORM:
+        torch.nn.utils.clip_grad_norm_(others, 2, 1)
+    else:
+        torch.nn.utils.clip_grad_value_(others, 2)
+    for param, other in zip(params, others, strict=True):
+        assert torch.equal(param.grad, other.grad)
 
-    @pytest.mark.parametrize("kind", ["NO", "MULTI_CPU", "MULTI_GPU", "FSDP"])
-    @pytest.mark.parametrize("mode", CLIPPING)
-    def test_clipped_by_this_package(self, clip, calls, kind, mode):
-        settings, by_torch = CLIPPING[mode]
-        params, _ = clip(stand_in(DistributedType[kind]), **settings)
-        assert calls == []
-        others = two_params()
-        by_torch(others)
-        for param, other in zip(params, others, strict=True):
-            assert torch.equal(param.grad, other.grad)
 
-    @pytest.mark.parametrize("patched", [False, True])
-    @pytest.mark.parametrize(
-        ("mode", "settings", "expected"),
-        [
-            ("norm", {"max_norm": 2, "norm_type": 1}, [2, 1]),
-            ("value", {"clip_value": 2}, [2]),
-        ],
-    )
-    def test_methods_of_its_own(self, clip, patched, mode, settings, expected):
-        method = mock.Mock(return_value=torch.tensor(3.0))
-        name = f"clip_grad_{mode}_"
-        if patched:
+@SETTINGS
+@pytest.mark.parametrize("of", ["instance", "subclass", "patch"])
+def test_methods_of_its_own(clip, of, settings, monkeypatch):
+    """A patch of accelerate may look like the original."""
+    method = mock.Mock(return_value=torch.tensor(3.0))
+    mode, *expected = settings.values()
+    name = f"clip_grad_{mode}_"
+
+    @functools.wraps(getattr(Accelerator, name))
+    def patch(self, *args):
+        return method(*args)
+
+    if of == "patch":
+        monkeypatch.setattr(Accelerator, name, patch)
+    cls = type("Own", (Accelerator,), {name: patch})
+    accelerator = (cls if of == "subclass" else Accelerator)(cpu=True)
+    if of == "instance":
+        setattr(accelerator, name, method)
+    params, hook = clip(accelerator, **settings)
+    ((found, *rest),) = (call.args for call in method.mock_calls)
+    assert is_same(found, params) and rest == expected
+    assert hook.total_norm == (3 if mode == "norm" else None)
+    assert torch.equal(params[0].grad, GRAD)
+
+
+class TestTotalNorm:
+    """`hook.total_norm`, of what an accelerator's own method returns."""
+
+    @pytest.fixture
+    def norm_of(self, clip):
+        def norm_of(returned, last=None):
             accelerator = Accelerator(cpu=True)
-            setattr(accelerator, name, method)
-        else:
-            own = {name: lambda self, *args: method(*args)}
-            accelerator = type("Own", (Accelerator,), own)(cpu=True)
-        params, hook = clip(accelerator, clip_mode=mode, **settings)
-        ((found, *rest),) = (call.args for call in method.mock_calls)
-        assert is_same(found, params) and rest == expected
-        assert hook.total_norm == (3 if mode == "norm" else None)
-        assert torch.equal(params[0].grad, torch.tensor([3.0, 4.0]))
+            accelerator.clip_grad_norm_ = lambda *args: returned
+            return clip(accelerator, last, **NORM)[1].total_norm
+
+        return norm_of
+
+    @pytest.mark.parametrize(
+        "returned",
+        [
+            *(7, Fraction(7), np.float32(7), torch.tensor([[7]])),
+            torch.tensor(7.0, dtype=torch.bfloat16),
+            torch.nn.Parameter(torch.tensor([7.0])),
+            torch.tensor([7.0]).as_subclass(torch.nn.Buffer),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_a_number_or_one_element(self, norm_of, returned):
+        assert_plain(norm_of(returned), 7)
+
+    @pytest.mark.parametrize(
+        "returned",
+        [
+            *(None, "7.0", (7.0,), True, 7j, 10**400),
+            *(np.array([7.0, 8.0]), torch.tensor([7.0, 8.0])),
+            *(torch.empty(0), torch.Tensor),
+            torch.sparse_coo_tensor([[0]], [7.0], (1,), check_invariants=True),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    @pytest.mark.parametrize("last", [None, torch.tensor(3.0)])
+    def test_anything_else_leaves_it_as_it_was(self, norm_of, returned, last):
+        assert norm_of(returned, last) is last
+
+    @pytest.mark.parametrize(
+        "placement", [Replicate(), Partial(), Shard(0), None]
+    )
+    def test_a_dtensor_or_a_reduction_on_its_way(self, norm_of, placement):
+        dist.init_process_group(
+            "gloo", store=dist.HashStore(), rank=0, world_size=1
+        )
+        try:
+            mesh, norm = init_device_mesh("cpu", (1,)), torch.tensor([7.0])
+            if placement is None:
+                returned = all_reduce(norm, "sum", mesh)
+            else:
+                returned = DTensor.from_local(norm, mesh, [placement])
+            assert type(returned) is not torch.Tensor
+            assert_plain(norm_of(returned), 7)
+        finally:
+            dist.destroy_process_group()
+
+
+def assert_plain(found, expected):
+    assert type(found) is torch.Tensor and found.shape == ()
+    assert not found.requires_grad
+    assert found.item() == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_step_that_takes_no_norm_leaves_the_last_one(ours):
+    accelerator = Accelerator(cpu=True)
+    param = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([param], lr=1)
+    hook = ours.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
+    for grad, mode, sync in [
+        ([3.0, 4.0], "norm", True),
+        (None, "norm", True),
+        ([6.0, 8.0], "norm", False),
+        ([6.0, 8.0], "value", True),
+    ]:
+        param.grad = None if grad is None else torch.tensor(grad)
+        hook.clip_mode, hook.clip_value = mode, 1.0
+        accelerator.gradient_state._set_sync_gradients(sync)
+        try:
+            run(ours, hook, accelerator, optimizer)
+        finally:
+            accelerator.gradient_state._set_sync_gradients(True)
+        assert_plain(hook.total_norm, 5)
 
 
 class TestReplaced:
@@ -342,8 +298,7 @@ class TestReplaced:
 
         if not hasattr(owner, name):
             pytest.skip(f"this accelerate has no {name}")
-        settings, _ = CLIPPING[mode]
-        hook = lib.GradientClippingHookConfig(**settings)()
+        hook = lib.GradientClippingHookConfig(**MODES[mode])()
         for step in ("theirs", "own", "theirs"):
             params = two_params()
             optimizer = torch.optim.SGD(params)
@@ -354,21 +309,16 @@ class TestReplaced:
                 run(lib, hook, Accelerator(cpu=True), optimizer)
             assert (params[0].grad.count_nonzero() == 0) == (step == "own")
 
-    @pytest.mark.parametrize("mode", CLIPPING)
+    @pytest.mark.parametrize("mode", MODES)
     def test_by_this_package(self, clip, calls, mode, monkeypatch):
         name = f"clip_grad_{mode}_"
         own = getattr(robo_orchard_fasthooks, name)
         monkeypatch.setattr(torch.nn.utils, name, own)
-        clip(Accelerator(cpu=True), **CLIPPING[mode][0])
+        clip(Accelerator(cpu=True), **MODES[mode])
         assert calls == []
 
     def test_error_if_nonfinite_is_refused(self, clip, monkeypatch):
         monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", mock.Mock())
         with pytest.raises(ValueError, match="in place of torch's"):
-            clip(
-                Accelerator(cpu=True),
-                clip_mode="norm",
-                max_norm=1,
-                error_if_nonfinite=True,
-            )
+            clip(Accelerator(cpu=True), **NORM, error_if_nonfinite=True)
         torch.nn.utils.clip_grad_norm_.assert_not_called()

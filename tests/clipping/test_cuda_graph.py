@@ -67,32 +67,27 @@ MODE = {"capture_error_mode": "thread_local"}
 BEGIN = ("begin", "pool", MODE)
 
 
-def test_a_capture(calls):
+@pytest.mark.parametrize("collects", [gc.enable, gc.disable])
+def test_a_capture(calls, collects):
     result = torch.tensor(2.0)
-    graph = CudaGraph(
-        lambda: calls.append(f"work, {gc.isenabled()}") or result
-    )
+    collects()
+    try:
+        graph = CudaGraph(
+            lambda: calls.append(f"work, {gc.isenabled()}") or result
+        )
+        assert gc.isenabled() == (collects is gc.enable)
+    finally:
+        gc.enable()
     assert calls == [
-        *("side waits for current", "on side", BEGIN),
-        *("work, False", "end"),
+        *("side waits for current", "on side", BEGIN, "work, False", "end"),
         *("off side", "current waits for side"),
     ]
-    assert gc.isenabled()
     calls.clear()
     copies = [graph.replay()]
     result.fill_(3.0)  # As the next replay does.
     copies.append(graph.replay())
     assert copies == [2.0, 3.0]
     assert calls == ["replay", "replay"]
-
-
-def test_garbage_collection_stays_off(calls):
-    gc.disable()
-    try:
-        assert CudaGraph(lambda: None).replay() is None
-        assert not gc.isenabled()
-    finally:
-        gc.enable()
 
 
 def test_a_capture_whose_work_fails_is_ended(calls):
@@ -197,8 +192,6 @@ BOTH = pytest.mark.parametrize("clips", [multiplied, clamped])
 
 
 class FakeKernel:
-    """Takes the place of the kernel's module."""
-
     CHUNK = SimpleNamespace(value=4)
     DTYPES = {"torch.float32": "float32", "torch.float64": "float64"}
 

@@ -93,34 +93,6 @@ def hook(params):
 FUNCTIONS = pytest.mark.parametrize("call", [by_norm, halves, by_value])
 
 
-@pytest.mark.parametrize("call", [by_norm, halves, hook, by_value])
-@pytest.mark.parametrize("dtypes", [(F32,), (F32, BF16)], ids=str)
-def test_foreach_kernels_alone(fake, call, dtypes):
-    """One call for each dtype, and none for each gradient."""
-    lists = []
-    for count in (20, 100):
-        params = parameters(count, dtypes)
-        with Calls() as calls:
-            call(params)
-        lists.append([name for name, _ in calls.found])
-        assert not calls.from_host  # So that it can be captured in a graph.
-    assert lists[0] == lists[1]
-    each = [100 // len(dtypes)] * len(dtypes)
-    if call is by_value:
-        assert calls.of("_foreach_clamp_max_") == each
-    else:
-        assert calls.of("_foreach_norm") == each
-        assert calls.of("_foreach_mul_") == each
-
-
-def test_only_an_error_waits(fake):
-    """To raise an error if the norm is not finite, the host has to know it."""
-    params = parameters(4)
-    with Calls() as calls, pytest.raises(DataDependentOutputException):
-        clip.clip_grad_norm_(params, 1.0, error_if_nonfinite=True)
-    assert not calls.of("_foreach_mul_")
-
-
 @pytest.fixture
 def mesh():
     """Over torch's own stand-in for a process group, which reduces nothing."""
@@ -139,18 +111,39 @@ def sharded(mesh, count, dtypes=(F32,)):
     return params
 
 
-@FUNCTIONS
+@pytest.mark.parametrize("call", [by_norm, halves, hook, by_value])
 @pytest.mark.parametrize("dtypes", [(F32,), (F32, BF16)], ids=str)
-def test_sharded(mesh, fake, call, dtypes):
-    """One all-reduce for all, and no call for a gradient by itself."""
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_foreach_kernels_alone(mesh, fake, call, dtypes, is_sharded):
+    """One call for each dtype, none for each gradient, one all-reduce."""
     lists = []
     for count in (40, 100):
-        params = sharded(mesh, count, dtypes)
+        if is_sharded:
+            params = sharded(mesh, count, dtypes)
+        else:
+            params = parameters(count, dtypes)
         with Calls() as calls:
             call(params)
         lists.append([name for name, _ in calls.found])
+        # So that it can be captured in a graph.
+        assert is_sharded or not calls.from_host
     assert lists[0] == lists[1]
-    assert lists[0].count("c10d.allreduce_") == (call is not by_value)
+    reductions = is_sharded and call is not by_value
+    assert lists[0].count("c10d.allreduce_") == reductions
+    each = [100 // len(dtypes)] * len(dtypes)
+    if call is by_value:
+        assert calls.of("_foreach_clamp_max_") == each
+    else:
+        assert is_sharded or calls.of("_foreach_norm") == each
+        assert calls.of("_foreach_mul_") == each
+
+
+def test_only_an_error_waits(fake):
+    """To raise an error if the norm is not finite, the host has to know it."""
+    params = parameters(4)
+    with Calls() as calls, pytest.raises(DataDependentOutputException):
+        clip.clip_grad_norm_(params, 1.0, error_if_nonfinite=True)
+    assert not calls.of("_foreach_mul_")
 
 
 def test_a_sharded_gradient_that_this_rank_lacks(mesh, fake):
@@ -176,24 +169,26 @@ def test_fake_and_real_gradients_share_no_plan(call):
 
 
 @FUNCTIONS
-@pytest.mark.parametrize("mode", ["real", "symbolic"])
-def test_make_fx(call, mode):
-    """What it records clips other gradients than those it was shown."""
-
+@pytest.mark.filterwarnings("ignore:.*jit.trace")
+@pytest.mark.parametrize("mode", ["real", "symbolic", "jit"])
+def test_what_is_traced_clips_other_gradients(call, mode):
     def clipped(module):
         def function(*grads):
             params = parameters(6, device="cpu")
             for param, grad in zip(params, grads, strict=True):
                 param.grad = grad.clone()
-            return call(params, module), [param.grad for param in params]
+            total = call(params, module)
+            found = [param.grad for param in params]
+            return (*found,) if total is None else (total, *found)
 
         return function
 
     shown = [param.grad for param in parameters(6, device="cpu")]
-    graph = make_fx(clipped(clip), tracing_mode=mode)(*shown)
+    if mode == "jit":
+        graph = torch.jit.trace(clipped(clip), shown)
+    else:
+        graph = make_fx(clipped(clip), tracing_mode=mode)(*shown)
     for factor in (1e-3, 1.0, 1e3):
         grads = [factor * grad for grad in shown]
-        total, got = graph(*grads)
-        wanted, expected = clipped(torch.nn.utils)(*grads)
-        assert all(map(same_bits, got, expected))
-        assert wanted is None or same_bits(total, wanted)
+        found, expected = graph(*grads), clipped(torch.nn.utils)(*grads)
+        assert all(map(same_bits, found, expected))

@@ -11,7 +11,6 @@ from distributed.checks import (
     CLIPS,
     CLIPS_NOT,
     INF,
-    NAN,
     StandIn,
     backward,
     batch,
@@ -137,26 +136,6 @@ def value(flat, strategies):
     check_same("gradient", grads(model.parameters()), expected)
 
 
-@CASES(flat=[False, True])
-def training(flat):
-    hook = norm_hook(0.5)
-    model, alone = fsdp1_model(flat), nested_model()
-    optimizers = [
-        torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, alone)
-    ]
-    for _ in range(3):
-        backward(model)
-        run_hook(hook, optimizers[0], model=model)
-        backward(alone, batch())
-        nn.utils.clip_grad_norm_(alone.parameters(), 0.5)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-    with FullyShardedDataParallel.summon_full_params(model):
-        for name, param in named(model).items():
-            check_close(name, param, alone.get_parameter(name))
-
-
 def check_subset(root, params, names, norm_type=2.0, **settings):
     """Checks that the hook clips these parameters and no others."""
     chosen = set(params)
@@ -251,32 +230,6 @@ def inside_a_plain_module(flat, known_to):
     model = outer if known_to == "arguments" else None
     run_hook(hook, params, accelerator, model=model)
     check_clipped(hook.total_norm, params, before, expected)
-
-
-@CASES(flat=[False, True], rank=[0, 1])
-def missing_on_one_rank(flat, rank):
-    model = backward(fsdp1_model(flat))
-    params = list(model.parameters())
-    if dist.get_rank() == rank:
-        for param in params:
-            param.grad = None
-    before, expected = copies(params), norm_of_parts(params, 2.0)
-    hook = norm_hook()
-    run_hook(hook, params, model=model)
-    check_clipped(hook.total_norm, params, before, expected)
-
-
-@CASES(poison=[NAN, INF], norm_type=[2, INF])
-def error_if_nonfinite(poison, norm_type):
-    model = backward(fsdp1_model(True))
-    params = list(model.parameters())
-    if dist.get_rank() == 1:
-        params[0].grad[0] = poison
-    before = copies(params)
-    hook = norm_hook(norm_type=norm_type, error_if_nonfinite=True)
-    said = raised(lambda: run_hook(hook, params, model=model))
-    check("finite" in said, "raised:", said)
-    check_same("gradient", grads(params), grads(before))
 
 
 @CASES(flat=[True], start=[0])

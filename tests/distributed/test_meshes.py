@@ -175,31 +175,6 @@ def two_dtypes(norm_type, max_norm):
     check_as_torch(make, norm_type, max_norm)
 
 
-@CASES()
-def changing_placements():
-    """The placements of the same gradients change from step to step."""
-    mesh = mesh_of(2)
-    params, oracle = (three_sharded(mesh, [SHARD]) for _ in range(2))
-    optimizer, hook = torch.optim.SGD(params), norm_hook()
-    for step, (placement, dtype) in enumerate(
-        [
-            (SHARD, torch.float32),
-            (WHOLE, torch.float32),
-            (OTHER_SHARD, torch.float32),
-            (OTHER_SHARD, torch.bfloat16),
-            (SHARD, torch.float32),
-        ]
-    ):
-        for param in (*params, *oracle):
-            grad = randn(param.shape, dtype, seed=step)
-            param.grad, param.grad_dtype = None, None
-            param.grad = distribute_tensor(grad, mesh, [placement])
-        expected = nn.utils.clip_grad_norm_(oracle, CLIPS)
-        run_hook(hook, optimizer)
-        check_total(hook.total_norm, expected)
-        check_same("gradient", grads(params), grads(oracle))
-
-
 @CASES(norm_type=[2, INF])
 def gradients_on_their_way(norm_type):
     """Gradients whose last collective has not been waited for."""

@@ -8,7 +8,6 @@ from torch.distributed.tensor import (
     Partial,
     Replicate,
     Shard,
-    distribute_tensor,
 )
 from torch.distributed.tensor.parallel import (
     SequenceParallel,
@@ -20,8 +19,6 @@ from distributed.checks import (
     INF,
     check_close,
     check_same,
-    check_total,
-    full,
     grads,
     local,
     make_accelerator,
@@ -30,7 +27,6 @@ from distributed.checks import (
     params_of,
     raised,
     run_hook,
-    true_norm,
     value_hook,
 )
 from distributed.placed import (
@@ -75,26 +71,12 @@ def sequence_parallel(way):
 
 
 @CASES(operation=OPERATIONS, norm_type=[INF, 1.0, 2.0, -INF], way=["function"])
-@CASES(operation=["sum", "max"], norm_type=[2.0], way=["hook", "halves"])
+@CASES(operation=["sum", "max"], norm_type=[INF, 2], way=["hook", "halves"])
 def by_norm(operation, norm_type, way):
     """torch cannot scale parts of a maximum, and norms the largest part."""
     beside = Replicate(), None, Shard(1)
     params = several(Partial(operation), *beside)
     check_clips(way, params, CLIPS, norm_type)
-
-
-@CASES(
-    placements=[
-        (Shard(0), Partial()),
-        (Partial(), Shard(1)),
-        (Partial(), Partial()),
-        (Replicate(), Partial("max")),
-    ],
-    shape=[(1, 2), (2, 1)],
-)
-def on_two_dimensions(placements, shape):
-    params = [placed(placements, mesh_of(*shape)), placed(None, None, seed=1)]
-    check_clips("function", params, CLIPS)
 
 
 @CASES(operation=["max", "min"], way=["hook", "function"])
@@ -105,24 +87,30 @@ def extrema_by_value(operation, way):
     check_same("gradient", reduced(params), expected)
 
 
-@CASES(
-    operation=["sum", "avg"],
-    beside=[(), (None, Shard(0))],
-    way=["hook", "function"],
-)
-def sums_by_value(operation, beside, way):
-    """Clamped parts are not parts of the clamped: refused by name."""
-    params = several(*beside, Partial(operation))
-    with unchanged(params):
-        said = refusal(lambda: clip_values(way, params, 0.1))
-    check(f"parameter {len(beside)}" in said, "said:", said)
-    check("redistribute" in said, "said:", said)
+REFUSED = [
+    *(("sum", "value"), ("avg", "value"), ("product", "norm")),
+    *(("product", "value"), ("product", "halves")),
+    *(("expanded", "norm"), ("expanded", "value")),
+]
 
 
-@CASES(mode=["norm", "value", "halves"], way=["hook", "function"])
-def products(mode, way):
-    """Scaling them would multiply the coefficient: refused by name."""
-    params, one = several(None, Shard(0), Partial("product")), torch.ones(())
+@CASES(what=REFUSED, way=["hook", "function"])
+def refused(what, way):
+    """By name; clamped parts, for one, are not parts of the clamped.
+
+    The DTensor of an expanded tensor may claim to be contiguous.
+    """
+    kind, mode = what
+    placement = Shard(0) if kind == "expanded" else Partial(kind)
+    params = several(None, Shard(0), placement)
+    if kind == "expanded":
+        params[2].grad = DTensor.from_local(
+            torch.tensor(5.0).expand(2, 6),
+            params[2].device_mesh,
+            [placement],
+            shape=params[2].shape,
+            stride=params[2].stride(),
+        )
 
     def run():
         if mode == "norm":
@@ -130,30 +118,14 @@ def products(mode, way):
         elif mode == "value":
             clip_values(way, params, 0.1)
         else:
-            clip_grads_with_norm_(params, CLIPS, one)
+            clip_grads_with_norm_(params, CLIPS, torch.ones(()))
 
     with unchanged(params):
         said = refusal(run)
-    check("parameter 2" in said and "product" in said, "said:", said)
+    why = "share memory" if kind == "expanded" else f"Partial({kind!r})"
+    check("parameter 2" in said and why in said, "said:", said)
     params[2].grad = None
     check(refusal(run) == "", "refused without it")
-
-
-@CASES(mode=["norm", "value"], way=["hook", "function"])
-def a_local_tensor_that_is_expanded(mode, way):
-    """The DTensor may claim to be contiguous."""
-    params = several(Shard(0), Shard(0))
-    params[1].grad = DTensor.from_local(
-        torch.tensor(5.0).expand(2, 6),
-        params[1].device_mesh,
-        [Shard(0)],
-        shape=params[1].shape,
-        stride=params[1].stride(),
-    )
-    run = clip if mode == "norm" else clip_values
-    with unchanged(params):
-        said = refusal(lambda: run(way, params, CLIPS))
-    check("parameter 1" in said and "share memory" in said, "said:", said)
 
 
 # Under a GradScaler.
@@ -256,30 +228,6 @@ def torch_refuses(way):
     with unchanged(params):
         said = raised(lambda: clip(way, params, CLIPS))
     check("in-place operations" in said, "said:", said)
-
-
-# The norm that a hook shows, and that a function returns.
-
-
-@CASES(norm_type=[INF, 2.0])
-def total_norm_of_the_hook(norm_type):
-    """torch's own is 3.0 on one rank and 7.0 on the other, for inf."""
-    mesh = mesh_of(2)
-    whole = torch.tensor([3.0, 7.0])
-    params = params_of([distribute_tensor(whole, mesh, [Shard(0)])])
-    params.append(placed(Replicate(), mesh, (2,)))
-    expected = true_norm(reduced(params), norm_type)
-    check_total(clip("hook", params, CLIPS, norm_type), expected.float())
-
-
-@CASES(way=["function", "halves"], beside=[(), (Shard(0),)])
-def total_norm_of_functions(way, beside):
-    """A DTensor for one mesh, as of torch's functions."""
-    params = several(Partial(), *beside)
-    expected = true_norm(reduced(params))
-    total = clip(way, params, CLIPS)
-    check(isinstance(total, DTensor), "total:", type(total))
-    check_close("total", full(total), expected)
 
 
 @CASES(

@@ -87,16 +87,7 @@ class Recorder(TorchDispatchMode):
 
 
 class FakeGraphs:
-    """All stand-ins of one test, and what may go wrong with them.
-
-    Attributes:
-        alive (WeakSet[FakeGraph]): Those that exist.
-        attempts (int): How often a capture was begun.
-        replays (int): How often any was replayed.
-        fails (bool): Whether captures fail.
-        breaks (bool): Whether replays fail.
-        stream (int): Where kernels are queued.
-    """
+    """All stand-ins of one test, and what may go wrong with them."""
 
     def __init__(self, monkeypatch):
         self.alive = WeakSet()

@@ -21,11 +21,7 @@ TORCHRUN = (
 def run(
     command: list[str], cwd: Path | None = None, timeout: float = 120
 ) -> tuple[str, str]:
-    """Runs a program; returns what it writes to stdout and stderr.
-
-    Raises:
-        AssertionError: The program failed, or was not done in time (seconds).
-    """
+    """Runs a program that has to end well; returns its stdout and stderr."""
     with subprocess.Popen(
         command,
         cwd=cwd,
@@ -64,11 +60,7 @@ def end_rank() -> NoReturn:
 
 
 def once(folder: Path, fill: Callable[[Path], object]) -> Path:
-    """Creates and fills a folder, in the first process that needs it.
-
-    The folder has to be below the fixture `shared`, which the processes of
-    pytest-xdist have in common.
-    """
+    """Creates and fills a folder (in `shared`), in the first process there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():

@@ -46,25 +46,25 @@ def cut(flat, sizes, offset, gap):
     return grads
 
 
-def assert_same(got, expected):
-    assert same_bits(got, expected), [
-        (index, got[index], expected[index])
-        for index in range(len(got))
-        if not same_bits(got[index], expected[index])
-    ][:5]
+def grouped(grads, tables):
+    assert tables._tables.keys() == {grad.dtype for grad in grads}
+    return by_dtype(grads)
 
 
 def multiply(grads, coefficient):
+    coefficient = torch.as_tensor(coefficient, dtype=torch.float64)
+    multiply_by(grads, coefficient)
+
+
+def multiply_by(grads, coefficient):
     tables = Tables(grads)
-    assert tables._tables.keys() == {grad.dtype for grad in grads}
-    tables.multiply_(by_dtype(grads), coefficient)
+    tables.multiply_(grouped(grads, tables), coefficient)
     assert Tables.usable
 
 
 def clamp(grads, clip_value):
     tables = Tables(grads, clip_value)
-    assert tables._tables.keys() == {grad.dtype for grad in grads}
-    tables.clamp_(by_dtype(grads))
+    tables.clamp_(grouped(grads, tables))
     assert Tables.usable
 
 
@@ -86,8 +86,11 @@ def foreach_clamp(grads, clip_value):
     torch._foreach_clamp_max_(grads, clip_value)
 
 
-def expect(clips):
-    return foreach_multiply if clips is multiply else foreach_clamp
+BOTH = pytest.mark.parametrize(
+    ("clips", "expect"),
+    [(multiply, foreach_multiply), (clamp, foreach_clamp)],
+    ids=["multiply", "clamp"],
+)
 
 
 @pytest.mark.parametrize("value", COEFFICIENTS)
@@ -102,8 +105,8 @@ def test_multiply(dtype, coefficient_dtype, value):
         torch._foreach_mul_(
             cut(expected, sizes, offset, gap), coefficient.to(dtype)
         )
-        multiply(cut(flat, sizes, offset, gap), coefficient)
-        assert_same(flat, expected)
+        multiply_by(cut(flat, sizes, offset, gap), coefficient)
+        assert same_bits(flat, expected)
 
 
 @pytest.mark.parametrize("value", CLIP_VALUES)
@@ -114,40 +117,24 @@ def test_clamp(dtype, value):
         expected = flat.clone()
         foreach_clamp(cut(expected, SIZES, offset, gap), value)
         clamp(cut(flat, SIZES, offset, gap), value)
-        assert_same(flat, expected)
+        assert same_bits(flat, expected)
 
 
-@pytest.mark.parametrize("clips", [multiply, clamp])
+@BOTH
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("offset", [0, 1])
-def test_several_chunks(dtype, offset, clips):
+def test_several_chunks(dtype, offset, clips, expect):
     """What lies before, between and after gradients stays as it was."""
     flat = values(sum(LARGE) + 20, dtype)
     expected = flat.clone()
-    expect(clips)(cut(expected, LARGE, offset, 4), 0.3)
-    bound = (
-        torch.tensor(0.3, dtype=torch.float64) if clips is multiply else 0.3
-    )
-    clips(cut(flat, LARGE, offset, 4), bound)
-    assert_same(flat, expected)
+    expect(cut(expected, LARGE, offset, 4), 0.3)
+    clips(cut(flat, LARGE, offset, 4), 0.3)
+    assert same_bits(flat, expected)
 
 
-@pytest.mark.parametrize("clips", [multiply, clamp])
-def test_2000_tensors(clips):
-    chosen = random.Random(0)
-    grads = [
-        values(chosen.choice([1, 5, 64, 200, 1000]), torch.bfloat16, seed)
-        for seed in range(2000)
-    ]
-    expected = [grad.clone() for grad in grads]
-    bound = (
-        torch.tensor(0.123, dtype=torch.float64)
-        if clips is multiply
-        else 0.123
-    )
-    clips(grads, bound)
-    expect(clips)(expected, 0.123)
-    assert all(map(same_bits, grads, expected))
+def many():
+    sizes = random.Random(0).choices([1, 5, 64, 200, 1000], k=400)
+    return [values(n, torch.bfloat16, seed) for seed, n in enumerate(sizes)]
 
 
 def mixed():
@@ -159,19 +146,17 @@ def mixed():
     return grads
 
 
-@pytest.mark.parametrize("clips", [multiply, clamp])
-def test_every_dtype(clips):
-    grads, expected = mixed(), mixed()
-    clips(
-        grads,
-        torch.tensor(0.37, dtype=torch.float64) if clips is multiply else 0.37,
-    )
-    expect(clips)(expected, 0.37)
+@BOTH
+@pytest.mark.parametrize("make", [many, mixed])
+def test_lists(make, clips, expect):
+    grads, expected = make(), make()
+    clips(grads, 0.37)
+    expect(expected, 0.37)
     assert all(map(same_bits, grads, expected))
 
 
 def test_nothing_is_written_where_the_coefficient_is_one():
     """Even a NaN keeps its payload."""
     bits = torch.full((64,), 0x7FA12345, dtype=torch.int32)
-    multiply([bits.view(torch.float32)], torch.tensor(1.0))
+    multiply([bits.view(torch.float32)], 1.0)
     assert (bits == 0x7FA12345).all()

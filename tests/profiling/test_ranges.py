@@ -1,6 +1,7 @@
 """Ranges of torch's profiler and of NVTX."""
 
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
@@ -28,17 +29,17 @@ def trace(call):
     ]
 
 
-class TestRanges:
-    def make(self, hooks, **settings):
-        return HookProfiler(hooks, record_function=True, **settings)
+ranged = partial(HookProfiler, record_function=True)
 
+
+class TestRanges:
     def test_names_and_nesting(self, hooks, add):
         for _ in range(2):
             add("a", 0)
         add("e", before=lambda _: step(hooks), channel="on_epoch")
         with HookProfiler(hooks):
             assert trace(lambda: step(hooks, channel="on_epoch")) == []
-        with self.make(hooks):
+        with ranged(hooks):
             found = trace(lambda: step(hooks, channel="on_epoch"))
         assert found == [
             ("on_epoch.before:e", None),
@@ -56,7 +57,7 @@ class TestRanges:
                     step(hooks)
             torch.ones(1) + 1
 
-        with self.make(hooks):
+        with ranged(hooks):
             found = trace(run)
         name = f"on_step.{phase}:f"
         assert found == [(name, None), (name, None), ("aten::add", None)]
@@ -73,7 +74,7 @@ class TestRanges:
                 torch.ones(1) + 1
 
         add("r", recurse)
-        with self.make(hooks):
+        with ranged(hooks):
             found = trace(lambda: step(hooks))
         name = "on_step.before:r"
         assert found == [
@@ -81,7 +82,7 @@ class TestRanges:
         ]
 
     def test_stopped_in_a_hook_the_range_is_closed(self, hooks, add):
-        profiler = self.make(hooks)
+        profiler = ranged(hooks)
         add("s", lambda _: profiler.stop())
         profiler.start()
 
@@ -103,7 +104,7 @@ class TestRanges:
 
         monkeypatch.setattr(torch.profiler, "record_function", Slow)
         add("a", 10, 20)
-        with self.make(hooks, clock=clock) as profiler:
+        with ranged(hooks, clock=clock) as profiler:
             step(hooks)
         assert sums(profiler) == {("a", "before"): 10, ("a", "after"): 20}
 

@@ -38,19 +38,14 @@ class TestNaming:
     @pytest.mark.parametrize(
         ("made", "names"),
         [
-            pytest.param([Named(None)], 2 * ["Named"], id="class"),
-            pytest.param([Named("a")], 2 * ["Named 'a'"], id="class, name"),
-            pytest.param([hook()], ["passing"], id="function"),
-            pytest.param([hook("mine")], ["mine"], id="name"),
-            pytest.param([hook(5)], ["passing"], id="name that is no string"),
-            pytest.param([hook(None, id)], ["id"], id="compiled"),
-            pytest.param(
-                [hook("a"), hook("a"), hook("a", id)],
-                ["a", "a #2", "a #3"],
-                id="equal ones",
-            ),
-            # It runs all the same.
-            pytest.param([Nameless()], 2 * ["Nameless"], id="no name"),
+            ([Named(None)], 2 * ["Named"]),
+            ([Named("a")], 2 * ["Named 'a'"]),
+            ([hook()], ["passing"]),
+            ([hook("mine")], ["mine"]),
+            ([hook(5)], ["passing"]),
+            ([hook(None, id)], ["id"]),
+            ([hook("a"), hook("a"), hook("a", id)], ["a", "a #2", "a #3"]),
+            ([Nameless()], 2 * ["Nameless"]),  # It runs all the same.
         ],
     )
     def test_by(self, hooks, made, names):

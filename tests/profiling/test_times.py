@@ -3,7 +3,6 @@
 import statistics
 import sys
 import time
-import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -18,19 +17,15 @@ class TestTimes:
     def test_of_hooks_body_and_scope(self, add, timed):
         add("a", 10, 20)
         add("b", 30, 40)
-        profiler = timed(3, 100)
-        found = profiler.to_dict()["on_step"]
+        found = timed(3, 100).to_dict()["on_step"]
         assert (found["scope"]["count"], found["scope"]["sum"]) == (3, 600)
         assert (found["body"]["count"], found["body"]["sum"]) == (3, 300)
-        shares = [
-            (row["hook"], row["phase"], row["count"], row["share_of_scope"])
-            for row in found["hooks"]
-        ]
-        assert shares == [
-            ("a", "before", 3, 30 / 600),
-            ("b", "before", 3, 90 / 600),
-            ("a", "after", 3, 60 / 600),
-            ("b", "after", 3, 120 / 600),
+        keys = "hook", "phase", "count", "sum", "share_of_scope"
+        assert [tuple(map(row.get, keys)) for row in found["hooks"]] == [
+            ("a", "before", 3, 30, 30 / 600),
+            ("b", "before", 3, 90, 90 / 600),
+            ("a", "after", 3, 60, 60 / 600),
+            ("b", "after", 3, 120, 120 / 600),
         ]
 
     def test_of_one_hook_over_steps(self, add, timed):
@@ -75,8 +70,7 @@ class TestFailures:
     """What raises is timed, and raises as without a profiler."""
 
     @pytest.mark.parametrize(
-        ("phase", "whole"),
-        [("before", 1 + 100 + 2 + 20), ("after", 1 + 10 + 2 + 100)],
+        ("phase", "whole"), [("before", 123), ("after", 113)]
     )
     def test_of_a_hook(self, hooks, clock, add, phase, whole):
         def fail(args):
@@ -136,24 +130,11 @@ class TestStats:
 @pytest.mark.filterwarnings("ignore:.* takes ")
 def test_memory_is_flat_over_the_steps(hooks, add):
     add(None, id, id)
-    begin = hooks.begin
-
-    def run(count):
-        for _ in range(count):
-            with begin("on_step", None):
-                pass
-
     with HookProfiler(hooks, warn_above=0.99) as profiler:
-        run(1000)
-        before = sys.getallocatedblocks()
-        run(50_000)
-        assert sys.getallocatedblocks() - before < 100
-        tracemalloc.start()
-        try:
-            run(1000)
-            began = tracemalloc.get_traced_memory()[0]
-            run(5_000)
-            assert tracemalloc.get_traced_memory()[0] - began < 2000
-        finally:
-            tracemalloc.stop()
-    assert profiler.to_dict()["on_step"]["scope"]["count"] == 57_000
+        for count in (1000, 50_000):
+            before = sys.getallocatedblocks()
+            for _ in range(count):
+                with hooks.begin("on_step", None):
+                    pass
+    assert sys.getallocatedblocks() - before < 100
+    assert profiler.to_dict()["on_step"]["scope"]["count"] == 51_000

@@ -40,11 +40,9 @@ class TestWarning:
     @pytest.mark.parametrize(
         ("steps", "settings", "count"),
         [
-            pytest.param(3, {}, 0, id="before the end of a window"),
-            pytest.param(4, {}, 1, id="at the end of a window"),
-            pytest.param(20, {"warn_above": None}, 0, id="off"),
-            pytest.param(8, {"warn_above": 0.19}, 1, id="above the share"),
-            pytest.param(8, {"warn_above": 0.2}, 0, id="not above it"),
+            *((3, {}, 0), (4, {}, 1)),  # At the end of a window.
+            (20, {"warn_above": None}, 0),
+            *((8, {"warn_above": 0.19}, 1), (8, {"warn_above": 0.2}, 0)),
         ],
     )
     def test_when(self, add, run, steps, settings, count):
@@ -56,11 +54,6 @@ class TestWarning:
         add("a", after=[*4 * [0], *3 * [20], *33 * [0]])
         (warning,) = run(40)
         assert f"takes {60 / 380:.0%} of" in str(warning.message)
-
-    def test_each_hook(self, add, run):
-        for name in "ab":
-            add(name, 0, 50)
-        assert len(run(40)) == 2
 
     def test_after_a_reset(self, hooks, clock, add):
         add("a", after=[*4 * [5], *4 * [20]])
