@@ -300,27 +300,7 @@ cdef inline bint _has_own_begin(Registrations channel) except -1:
 
 
 def begin(self, channel, arg):
-    """Returns a context manager that runs a channel's hooks around a body.
-
-    The `before` callbacks run first, then the body of the `with` statement,
-    then the `after` callbacks, which run also if a `before` or the body
-    raises. Both run in the order in which the hooks were registered.
-
-    While the `after` callbacks run, `arg.exception` is the exception that a
-    `before` or the body raised, or None. Afterwards it is restored.
-
-    Args:
-        channel (PipelineHookChanelType): The name of the channel.
-        arg (PipelineHookArgs): The object that every hook is called with, and
-            that `with` yields.
-
-    Returns:
-        AbstractContextManager: It can be entered once, or used as a decorator.
-            No hook runs before it is entered.
-
-    Raises:
-        KeyError: The channel does not exist.
-    """
+    """Is `PipelineHooks.begin`, which has its docstring."""
     cdef PyObject* found = NULL
     hooks = getattr(self, "hooks", None)
     if type(hooks) is dict:

@@ -3,6 +3,8 @@
 A drop-in replacement for the hooks of RoboOrchardLab.
 """
 
+from importlib.metadata import version as _version
+
 from .clip import (
     clip_grad_norm_,
     clip_grad_value_,
@@ -46,3 +48,10 @@ __all__ = [
     "clip_grads_with_norm_",
     "get_total_norm",
 ]
+
+
+def __getattr__(name: str) -> str:
+    # Reading the metadata takes longer than any import should.
+    if name == "__version__":
+        return _version(__name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
