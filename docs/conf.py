@@ -16,11 +16,14 @@ extensions = [
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 myst_heading_anchors = 3
+
+default_role = "code"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # Docstrings give the types.
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_rtype = False
+napoleon_use_rtype = True
