@@ -27,3 +27,18 @@ autodoc_typehints = "none"  # Docstrings give the types.
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = True
+
+
+def without_hanging_indent(app, what, name, obj, options, lines):
+    """Keeps napoleon from taking the first line of Returns for a term."""
+    within = False
+    for number, line in enumerate(lines):
+        if line.startswith(" "):
+            lines[number] = "    " + line.lstrip() if within else line
+        elif line:
+            within = line == "Returns:"
+
+
+def setup(app):
+    """Connects it before napoleon, whose priority is 500."""
+    app.connect("autodoc-process-docstring", without_hanging_indent, 400)
