@@ -4,6 +4,7 @@ A drop-in replacement for the hooks of RoboOrchardLab.
 """
 
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 
 from .clip import (
     clip_grad_norm_,
@@ -49,9 +50,13 @@ __all__ = [
     "get_total_norm",
 ]
 
+__version__: str
 
-def __getattr__(name: str) -> str:
-    # Reading the metadata takes longer than any import should.
-    if name == "__version__":
-        return _version(__name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# To a type checker, every name would be one of the module's.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        # Reading metadata takes a millisecond, so not at each import.
+        if name == "__version__":
+            return _version(__name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,10 +12,10 @@ from helpers import processes
 ROOT = Path(__file__).parents[2]
 
 
-def run_page(name, *file):
+def run_page(name, *file, cwd=None):
     page = str(ROOT / name)
     command = [sys.executable, "-m", "helpers.run_page", page, *map(str, file)]
-    return processes.run(command)[0]
+    return processes.run(command, cwd=cwd)[0]
 
 
 def test_readme():
@@ -42,7 +42,7 @@ def test_clipping_and_profiling():
 
 
 def shown_on(name):
-    """What the page says that its blocks print, and the page prints."""
+    """The lines of output that a page shows."""
     page = (ROOT / name).read_text()
     return re.findall(r"^    (the .*)$", page, re.M)
 
@@ -59,10 +59,10 @@ def test_accelerate_on_one_process_and_two(tmp_path):
         assert sorted(out.splitlines()) == lines
 
 
-def test_trainers():
+def test_trainers(tmp_path):
     pytest.importorskip("lightning")
     pytest.importorskip("transformers")
-    out = run_page("docs/trainers.md")
+    out = run_page("docs/trainers.md", cwd=tmp_path)
     assert len(re.findall(r"norm before clipping: \d\.\d{3}", out)) == 4
 
 
