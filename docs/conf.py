@@ -16,11 +16,29 @@ extensions = [
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 myst_heading_anchors = 3
+
+default_role = "code"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # Docstrings give the types.
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_rtype = False
+napoleon_use_rtype = True
+
+
+def without_hanging_indent(app, what, name, obj, options, lines):
+    """Keeps napoleon from taking the first line of Returns for a term."""
+    within = False
+    for number, line in enumerate(lines):
+        if line.startswith(" "):
+            lines[number] = "    " + line.lstrip() if within else line
+        elif line:
+            within = line == "Returns:"
+
+
+def setup(app):
+    """Connects it before napoleon, whose priority is 500."""
+    app.connect("autodoc-process-docstring", without_hanging_indent, 400)

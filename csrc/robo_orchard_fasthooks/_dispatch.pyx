@@ -317,27 +317,7 @@ cdef object _MISSING = object()
 
 
 def begin(self, channel, arg=_MISSING):
-    """Returns a context manager that runs a channel's hooks around a body.
-
-    The `before` callbacks run first, then the body of the `with` statement,
-    then the `after` callbacks, which run also if a `before` or the body
-    raises. Both run in the order in which the hooks were registered.
-
-    While the `after` callbacks run, `arg.exception` is the exception that a
-    `before` or the body raised, or None. Afterwards it is restored.
-
-    Args:
-        channel (PipelineHookChanelType): The name of the channel.
-        arg (PipelineHookArgs): The object that every hook is called with, and
-            that `with` yields.
-
-    Returns:
-        AbstractContextManager: It can be entered once, or used as a decorator.
-            No hook runs before it is entered.
-
-    Raises:
-        KeyError: The channel does not exist.
-    """
+    """Is `PipelineHooks.begin`, which has its docstring."""
     cdef PyObject* found = NULL
     if arg is _MISSING:
         raise TypeError("begin() missing 1 required argument: 'arg'")
@@ -358,7 +338,6 @@ def begin(self, channel, arg=_MISSING):
 
 
 # What `inspect` and the tools that use it show.
-begin.__signature__ = inspect.signature(lambda self, channel, arg: None)
 
 
 def find_channel(hooks, name):

@@ -3,6 +3,9 @@
 A drop-in replacement for the hooks of RoboOrchardLab.
 """
 
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
+
 try:
     from . import _dispatch  # noqa: F401
 except ImportError as error:
@@ -58,3 +61,14 @@ __all__ = [
     "clip_grads_with_norm_",
     "get_total_norm",
 ]
+
+__version__: str
+
+# To a type checker, every name would be one of the module's.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        # Reading metadata takes a millisecond, so not at each import.
+        if name == "__version__":
+            return _version(__name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,6 +24,11 @@ def main() -> None:
         prog="python -m robo_orchard_fasthooks",
         description="Accelerates an installed RoboOrchardLab.",
     )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=_with_version("robo_orchard_fasthooks"),
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser(
         "run",
@@ -73,15 +78,19 @@ def info() -> None:
         print(lab.status())
         print(f"  {type(error).__name__}: {error}")
     for package in ("robo_orchard_core", "accelerate", "torch"):
-        try:
-            print(package, version(package))
-        except PackageNotFoundError:
-            print(package, "of an unknown version")
+        print(_with_version(package))
     devices = range(torch.cuda.device_count())
     names = ", ".join(map(torch.cuda.get_device_name, devices))
     print(f"CUDA {torch.version.cuda or 'not built in'}: {names or 'no GPU'}")
     print(platform.python_implementation(), sys.version)
     print(platform.platform())
+
+
+def _with_version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"{package} of an unknown version"
 
 
 def _compile(path: str) -> CodeType | None:

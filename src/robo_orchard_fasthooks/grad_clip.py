@@ -58,7 +58,7 @@ class GradientClippingHook(PipelineHooks):
     cuda_graph: bool | None
 
     total_norm: torch.Tensor | None
-    """The norm before clipping that was computed last, over all ranks: a plain
+    """The norm before clipping that was computed last, over all ranks, a plain
     0-dim tensor on the device of the gradients, or on the CPU if an
     accelerator's own method returned it as a number. Its dtype is the promoted
     dtype of the norms of the gradients.

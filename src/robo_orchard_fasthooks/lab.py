@@ -101,9 +101,9 @@ class Status:
     """Whether `install` is in effect."""
 
     names: Mapping[str, str]
-    """The full name of each function of RoboOrchardLab, and its state:
-    "replaced"; "original", with the reason if it was left alone; or "patched
-    by others since"."""
+    """The full name of each function of RoboOrchardLab, and its state, which
+    is "replaced"; "original", with the reason if it was left alone; or
+    "patched by others since"."""
 
     versions: Mapping[str, str | None]
     """The versions of both packages; None for one that is not installed."""

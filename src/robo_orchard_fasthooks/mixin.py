@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from inspect import signature
 from textwrap import indent
 from typing import (
     TYPE_CHECKING,
@@ -14,6 +15,7 @@ from typing import (
     TypeAlias,
     TypeVar,
     get_args,
+    get_type_hints,
     runtime_checkable,
 )
 
@@ -147,14 +149,37 @@ class PipelineHooks(ClassInitFromConfigMixin):
             for name in get_args(PipelineHookChanelType)
         }
 
-    if TYPE_CHECKING:
+    def begin(
+        self, channel: PipelineHookChanelType, arg: PipelineHookArgs
+    ) -> _Scope:
+        """Returns a context manager that runs a channel's hooks around a body.
 
-        def begin(
-            self, channel: PipelineHookChanelType, arg: PipelineHookArgs
-        ) -> _Scope:
-            """Returns a context manager that runs a channel's hooks."""
+        The `before` callbacks run first, then the body of the `with`
+        statement, then the `after` callbacks, which run also if a `before` or
+        the body raises. Both run in the order in which the hooks were
+        registered.
 
-    else:
+        While the `after` callbacks run, `arg.exception` is the exception that
+        a `before` or the body raised, or None. Afterwards it is restored.
+
+        Args:
+            channel (PipelineHookChanelType): The name of the channel.
+            arg (PipelineHookArgs): The object that every hook is called with,
+                and that `with` yields.
+
+        Returns:
+            AbstractContextManager: It can be entered once, or used as a
+                decorator. No hook runs before it is entered.
+
+        Raises:
+            KeyError: The channel does not exist.
+        """
+        raise NotImplementedError  # The compiled one takes its place.
+
+    if not TYPE_CHECKING:
+        _dispatch.begin.__doc__ = begin.__doc__
+        _dispatch.begin.__annotations__ = get_type_hints(begin)
+        _dispatch.begin.__signature__ = signature(begin, eval_str=True)
         begin = _dispatch.begin
 
     def register_hook(

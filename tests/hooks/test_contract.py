@@ -1,6 +1,7 @@
 """Names, signatures and defaults, against upstream's."""
 
 import dataclasses
+import importlib.metadata
 import inspect
 import typing
 
@@ -10,7 +11,7 @@ from robo_orchard_core.utils import hook as core
 
 import robo_orchard_fasthooks
 import upstream
-from robo_orchard_fasthooks import grad_clip, mixin, optimizer
+from robo_orchard_fasthooks import __main__, grad_clip, mixin, optimizer
 
 MODULES = {"mixin": mixin, "grad_clip": grad_clip, "optimizer": optimizer}
 CHANNELS = (
@@ -61,6 +62,29 @@ def test_members_of_the_classes(module, name):
             assert inspect.getdoc(mine) or member.startswith("_"), member
             if not isinstance(mine, type(object.__init__)):  # A C slot.
                 assert parameters(mine) == parameters(value), member
+
+
+def test_begin_shows_its_parameters_with_types():
+    begin = mixin.PipelineHooks.begin
+    shown = str(inspect.signature(begin))
+    assert "channel: Literal['on_loop'," in shown and "arg: robo" in shown
+    assert typing.get_type_hints(begin)["arg"] is mixin.PipelineHookArgs
+    assert "KeyError: The channel does not exist." in inspect.getdoc(begin)
+
+
+def test_the_version_is_that_of_the_metadata():
+    installed = importlib.metadata.version("robo_orchard_fasthooks")
+    assert robo_orchard_fasthooks.__version__ == installed
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        _ = robo_orchard_fasthooks.absent
+
+
+def test_the_command_line_tells_the_version(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["robo_orchard_fasthooks", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        __main__.main()
+    version = robo_orchard_fasthooks.__version__
+    assert capsys.readouterr().out == f"robo_orchard_fasthooks {version}\n"
 
 
 def test_channel_names():
