@@ -20,6 +20,7 @@ from robo_orchard_fasthooks._args cimport PipelineHookArgs
 from robo_orchard_fasthooks._record cimport Recorder, Stats
 
 from robo_orchard_fasthooks._describe import add_note, channel_repr, hook_repr
+from robo_orchard_fasthooks._pickling import reduce, slots
 
 cdef extern from "Python.h":
     dict PyObject_GenericGetDict(object instance, void* context)
@@ -128,11 +129,13 @@ Returns:
             TypeError: The object is not a hook, or is not hashable.
         """
         _check_hook(hook)
+        # First, so that no hook stays that nobody can remove if memory is out.
+        handle = RemoveableHandle(partial(self._discard, (hook,)))
         try:
             self._members[hook] = None
         finally:
             self._drop_snapshot()
-        return RemoveableHandle(partial(self._discard, (hook,)))
+        return handle
 
     def register_hook_channel(self, channel):
         """Registers the hooks of another channel, in their order.
@@ -153,12 +156,13 @@ Returns:
         """
         cdef tuple hooks = _hooks_to_merge(self, channel)
         cdef dict added = _without_members(hooks, self._members)
+        handle = RemoveableHandle(partial(self._discard, hooks))
         try:
             # This uses the hashes stored in `added` and calls no `__hash__`.
             self._members.update(added)
         finally:
             self._drop_snapshot()
-        return RemoveableHandle(partial(self._discard, hooks))
+        return handle
 
     def unregister_all(self):
         """Unregisters all hooks."""
@@ -173,9 +177,15 @@ Returns:
             self._drop_snapshot()
 
     def __getstate__(self):
-        return {**self.__dict__, "_context_handlers": self._context_handlers}
+        return {
+            **self.__dict__,
+            **slots(self),
+            "_context_handlers": self._context_handlers,
+        }
 
     def __setstate__(self, state):
+        if isinstance(state, tuple):  # As `object.__getstate__` returns it.
+            state = {**(state[0] or {}), **(state[1] or {})}
         for name, value in state.items():
             if name == "_context_handlers":
                 members = dict.fromkeys(value)
@@ -186,7 +196,7 @@ Returns:
                 setattr(self, name, value)
 
     def __reduce__(self):
-        return copyreg.__newobj__, (type(self),), self.__getstate__()
+        return reduce(self)
 
 
 cdef tuple _hooks_to_merge(object channel, object other):
