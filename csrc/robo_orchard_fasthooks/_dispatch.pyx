@@ -219,13 +219,22 @@ cdef dict _without_members(tuple hooks, object members):
 
 
 def check_merge(channel, other):
-    """Raises the error that merging two channels would raise, if any."""
-    _without_members(
+    """Returns the hooks that merging would add, or raises its error."""
+    return _without_members(
         _hooks_to_merge(channel, other),
         (<Registrations>channel)._members
         if isinstance(channel, Registrations)
         else getattr(channel, "_context_handlers", ()),
     )
+
+
+def discard(channel, hooks):
+    """Unregisters hooks that `check_merge` returned."""
+    if isinstance(channel, Registrations):
+        channel._discard(hooks)
+    else:
+        for hook in hooks:
+            channel._context_handlers.discard(hook)
 
 
 class HookContextChannel(Registrations, core.HookContextChannel[T]):

@@ -1,6 +1,6 @@
 """Compiled hook dispatch: channels, scopes and handles."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar, final
 
 from typing_extensions import disjoint_base
@@ -56,6 +56,9 @@ def set_recorder(
 def find_channel(hooks: Any, name: str) -> HookContextChannel[Any]: ...
 def check_merge(
     channel: core.HookContextChannel[T], other: core.HookContextChannel[T]
+) -> dict[core.HookContext[T], None]: ...
+def discard(
+    channel: core.HookContextChannel[T], hooks: Iterable[core.HookContext[T]]
 ) -> None: ...
 
 __test__: dict[str, str]
