@@ -21,7 +21,8 @@ def reduce(instance: Any) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
     It refuses compiled classes in protocols 0 and 1.
     """
     cls, state = type(instance), instance.__getstate__()
-    args, kwargs = (), {}
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
     if hasattr(instance, "__getnewargs_ex__"):
         args, kwargs = instance.__getnewargs_ex__()
     elif hasattr(instance, "__getnewargs__"):

@@ -230,8 +230,8 @@ class PipelineHooks(ClassInitFromConfigMixin):
             for channel, other in pairs:
                 handles.append(channel.register_hook_channel(other))
         except BaseException:  # Memory can run out.
-            for channel, found in added:
-                discard(channel, found)
+            for channel, new in added:
+                discard(channel, new)
             raise
         return result
 

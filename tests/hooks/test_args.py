@@ -156,7 +156,8 @@ def test_a_write_through_vars_takes_effect(write, derived, ours, theirs):
 
 
 @pytest.mark.parametrize(
-    "clone", [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))]
+    "clone",
+    [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))],
 )
 def test_what_vars_shows_can_be_copied(lib, clone):
     args = lib.PipelineHookArgs(None, batch=1)
