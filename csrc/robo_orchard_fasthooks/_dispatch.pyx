@@ -218,23 +218,32 @@ cdef dict _without_members(tuple hooks, object members):
     return added
 
 
-def check_merge(channel, other):
-    """Returns the hooks that merging would add, or raises its error."""
-    return _without_members(
-        _hooks_to_merge(channel, other),
-        (<Registrations>channel)._members
-        if isinstance(channel, Registrations)
-        else getattr(channel, "_context_handlers", ()),
-    )
+def check_merge(list pairs):
+    """Returns the hooks that merging would add to each channel.
+
+    Raises the error that merging would raise, if any.
+    """
+    cdef list added = []
+    for channel, other in pairs:
+        added.append(
+            _without_members(
+                _hooks_to_merge(channel, other),
+                (<Registrations>channel)._members
+                if isinstance(channel, Registrations)
+                else getattr(channel, "_context_handlers", ()),
+            )
+        )
+    return added
 
 
-def discard(channel, hooks):
-    """Unregisters hooks that `check_merge` returned."""
-    if isinstance(channel, Registrations):
-        channel._discard(hooks)
-    else:
-        for hook in hooks:
-            channel._context_handlers.discard(hook)
+def undo_merge(list pairs, list added):
+    """Unregisters the hooks that `check_merge` returned."""
+    for (channel, _), hooks in zip(pairs, added):
+        if isinstance(channel, Registrations):
+            channel._discard(hooks)
+        else:
+            for hook in hooks:
+                channel._context_handlers.discard(hook)
 
 
 class HookContextChannel(Registrations, core.HookContextChannel[T]):

@@ -1,6 +1,6 @@
 """Compiled hook dispatch: channels, scopes and handles."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar, final
 
 from typing_extensions import disjoint_base
@@ -55,10 +55,11 @@ def set_recorder(
 ) -> None: ...
 def find_channel(hooks: Any, name: str) -> HookContextChannel[Any]: ...
 def check_merge(
-    channel: core.HookContextChannel[T], other: core.HookContextChannel[T]
-) -> dict[core.HookContext[T], None]: ...
-def discard(
-    channel: core.HookContextChannel[T], hooks: Iterable[core.HookContext[T]]
+    pairs: list[tuple[Any, Any]],
+) -> list[dict[core.HookContext[Any], None]]: ...
+def undo_merge(
+    pairs: list[tuple[Any, Any]],
+    added: list[dict[core.HookContext[Any], None]],
 ) -> None: ...
 
 __test__: dict[str, str]

@@ -4,10 +4,12 @@ import copyreg
 from collections.abc import Callable
 from typing import Any
 
+_copyreg: Any = copyreg  # typeshed lacks what pickles refer to.
+
 
 def slots(instance: Any) -> dict[str, Any]:
     """The attributes that the class's Python subclasses keep in slots."""
-    names = copyreg._slotnames(type(instance))  # type: ignore[attr-defined]
+    names = _copyreg._slotnames(type(instance))
     return {
         name: getattr(instance, name)
         for name in names
@@ -28,5 +30,5 @@ def reduce(instance: Any) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
     elif hasattr(instance, "__getnewargs__"):
         args = instance.__getnewargs__()
     if kwargs:
-        return copyreg.__newobj_ex__, (cls, args, kwargs), state
-    return copyreg.__newobj__, (cls, *args), state
+        return _copyreg.__newobj_ex__, (cls, args, kwargs), state
+    return _copyreg.__newobj__, (cls, *args), state

@@ -36,8 +36,8 @@ from robo_orchard_fasthooks._dispatch import (
     HookContextChannel,
     RemoveableHandle,
     check_merge,
-    discard,
     find_channel,
+    undo_merge,
 )
 
 __all__ = [
@@ -216,9 +216,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
                 raise
             pairs.append((channel, other))
         # Everything is checked before anything is registered.
-        added = [
-            (channel, check_merge(channel, other)) for channel, other in pairs
-        ]
+        added = check_merge(pairs)
         handles: list[Callable[[], None]] = []
 
         def unregister() -> None:
@@ -230,8 +228,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
             for channel, other in pairs:
                 handles.append(channel.register_hook_channel(other))
         except BaseException:  # Memory can run out.
-            for channel, new in added:
-                discard(channel, new)
+            undo_merge(pairs, added)
             raise
         return result
 
