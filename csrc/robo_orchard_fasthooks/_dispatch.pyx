@@ -24,6 +24,7 @@ from robo_orchard_fasthooks._record cimport Recorder, Stats
 from robo_orchard_fasthooks._checks import check_hook
 from robo_orchard_fasthooks._decorated import decorated
 from robo_orchard_fasthooks._describe import add_note, channel_repr
+from robo_orchard_fasthooks._pickling import reduce, slots
 
 cdef extern from "Python.h":
     dict PyObject_GenericGetDict(object instance, void* context)
@@ -142,11 +143,13 @@ Returns:
             TypeError: The object is not a hook, or is not hashable.
         """
         _check_hook(hook)
+        # First, so that no hook stays that nobody can remove if memory is out.
+        handle = RemoveableHandle(partial(self._discard, (hook,)))
         try:
             self._members[hook] = None
         finally:
             self._drop_snapshot()
-        return RemoveableHandle(partial(self._discard, (hook,)))
+        return handle
 
     def register_hook_channel(self, channel):
         """Registers the hooks of another channel, in their order.
@@ -167,12 +170,13 @@ Returns:
         """
         cdef tuple hooks = _hooks_to_merge(self, channel)
         cdef dict added = _without_members(hooks, self._members)
+        handle = RemoveableHandle(partial(self._discard, hooks))
         try:
             # This uses the hashes stored in `added` and calls no `__hash__`.
             self._members.update(added)
         finally:
             self._drop_snapshot()
-        return RemoveableHandle(partial(self._discard, hooks))
+        return handle
 
     def unregister_all(self):
         """Unregisters all hooks."""
@@ -187,9 +191,15 @@ Returns:
             self._drop_snapshot()
 
     def __getstate__(self):
-        return {**self.__dict__, "_context_handlers": self._context_handlers}
+        return {
+            **self.__dict__,
+            **slots(self),
+            "_context_handlers": self._context_handlers,
+        }
 
     def __setstate__(self, state):
+        if isinstance(state, tuple):  # As `object.__getstate__` returns it.
+            state = {**(state[0] or {}), **(state[1] or {})}
         for name, value in state.items():
             if name == "_context_handlers":
                 members = dict.fromkeys(value)
@@ -200,7 +210,7 @@ Returns:
                 setattr(self, name, value)
 
     def __reduce__(self):
-        return copyreg.__newobj__, (type(self),), self.__getstate__()
+        return reduce(self)
 
 
 cdef tuple _hooks_to_merge(object channel, object other):
@@ -222,14 +232,32 @@ cdef dict _without_members(tuple hooks, object members):
     return added
 
 
-def check_merge(channel, other):
-    """Raises the error that merging two channels would raise, if any."""
-    _without_members(
-        _hooks_to_merge(channel, other),
-        (<Registrations>channel)._members
-        if isinstance(channel, Registrations)
-        else getattr(channel, "_context_handlers", ()),
-    )
+def check_merge(list pairs):
+    """Returns the hooks that merging would add to each channel.
+
+    Raises the error that merging would raise, if any.
+    """
+    cdef list added = []
+    for channel, other in pairs:
+        added.append(
+            _without_members(
+                _hooks_to_merge(channel, other),
+                (<Registrations>channel)._members
+                if isinstance(channel, Registrations)
+                else getattr(channel, "_context_handlers", ()),
+            )
+        )
+    return added
+
+
+def undo_merge(list pairs, list added):
+    """Unregisters the hooks that `check_merge` returned."""
+    for (channel, _), hooks in zip(pairs, added):
+        if isinstance(channel, Registrations):
+            channel._discard(hooks)
+        else:
+            for hook in hooks:
+                channel._context_handlers.discard(hook)
 
 
 class HookContextChannel(Registrations, core.HookContextChannel[T]):
@@ -336,8 +364,6 @@ def begin(self, channel, arg=_MISSING):
         return _open(<Registrations>registered, arg)
     return registered.begin(arg)
 
-
-# What `inspect` and the tools that use it show.
 
 
 def find_channel(hooks, name):

@@ -70,7 +70,7 @@ cdef frozenset _MOVES = frozenset(
 def unsupported_reason(cls):
     if type(cls) is not type or not dataclasses.is_dataclass(cls):
         return "it is not a dataclass, or it has a metaclass"
-    names = [field.name for field in dataclasses.fields(cls)]
+    names = {field.name: field for field in dataclasses.fields(cls)}
     return _unsupported_class(cls, names) or _unsupported_init(cls, names)
 
 
@@ -91,7 +91,7 @@ cdef object _unsupported_class(cls, names):
     return None
 
 
-cdef object _unsupported_init(cls, list names):
+cdef object _unsupported_init(cls, dict names):
     """The reason why `__init__` is more than setting fields, or None."""
     init = vars(cls).get("__init__")
     if type(init) is not FunctionType:
@@ -209,12 +209,15 @@ cdef class _Construction:
         None if Python has to be called: one is not a field, or one that has no
         default is missing.
         """
+        cdef Py_ssize_t required = 0
         defaults = []
         for keyword in keywords:
             if keyword not in self.namespace:
                 return None
-            defaults.append(self.namespace[keyword])
-        if sum([each is _MISSING for each in defaults]) != self.required:
+            default = self.namespace[keyword]
+            defaults.append(default)
+            required += default is _MISSING
+        if required != self.required:
             return None
         call = self.last_call = (keywords, *defaults)
         return call
@@ -285,9 +288,14 @@ cdef object _construct(
                             <object>args[index],
                         )
                 return _instance(cls, namespace)
+    # Not by a list comprehension: where memory runs out, Cython 3.3.1 gives up
+    # the item twice.
+    arguments = []
+    for index in range(positional):
+        arguments.append(<object>args[index])
     return type.__call__(
         cls,
-        *[<object>args[index] for index in range(positional)],
+        *arguments,
         **{
             <object>PyTuple_GET_ITEM(keywords, index): <object>args[
                 positional + index

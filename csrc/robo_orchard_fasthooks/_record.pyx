@@ -84,7 +84,7 @@ cdef int _check_rows(tuple hooks, rows) except -1:
     if (
         type(rows) is not tuple
         or len(rows) != len(hooks)
-        or any([type(row) is not Stats for row in rows])
+        or set(map(type, rows)) - {Stats}
     ):
         raise TypeError(
             "stats_of has to return a tuple with one Stats for each hook"

@@ -17,8 +17,8 @@ class PipelineHookArgs:
 
     Behaves as the dataclass that it replaces: `dataclasses.fields`, `asdict`
     and `replace`, `repr`, `==`, pickling, `@dataclass` subclasses and extra
-    attributes all work. `vars()` is a read-only view: writing to it raises
-    TypeError.
+    attributes all work. `vars()` is a snapshot: what is written to it is set
+    on the arguments, and later changes of them do not show in it.
 
     Attributes:
         accelerator (Accelerator): The accelerator of the run.
@@ -80,6 +80,6 @@ class PipelineHookArgs:
         self,
     ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]: ...
     def __getstate__(self) -> dict[str, Any]: ...
-    def __setstate__(self, state: dict[str, Any]) -> None: ...
+    def __setstate__(self, state: Any) -> None: ...
 
 __test__: dict[str, str]

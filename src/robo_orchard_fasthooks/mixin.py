@@ -40,6 +40,7 @@ from robo_orchard_fasthooks._dispatch import (
     RemoveableHandle,
     check_merge,
     find_channel,
+    undo_merge,
 )
 
 __all__ = [
@@ -248,17 +249,21 @@ class PipelineHooks(ClassInitFromConfigMixin):
                 raise
             pairs.append((channel, other))
         # Everything is checked before anything is registered.
-        for channel, other in pairs:
-            check_merge(channel, other)
-        handles = [
-            channel.register_hook_channel(other) for channel, other in pairs
-        ]
+        added = check_merge(pairs)
+        handles: list[Callable[[], None]] = []
 
         def unregister() -> None:
             for handle in handles:
                 handle()
 
-        return RemoveableHandle(unregister)
+        result = RemoveableHandle(unregister)
+        try:
+            for channel, other in pairs:
+                handles.append(channel.register_hook_channel(other))
+        except BaseException:  # Memory can run out.
+            undo_merge(pairs, added)
+            raise
+        return result
 
     def __iadd__(self, other: _HooksLike) -> Self:
         """Registers all hooks of `other`; see `register_pipeline_hooks`."""

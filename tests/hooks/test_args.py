@@ -2,11 +2,15 @@
 
 import copy
 import dataclasses
+import functools
 import gc
 import inspect
+import operator
 import pickle
 import weakref
+from typing import Any
 
+import pydantic
 import pytest
 
 pytestmark = pytest.mark.contract("K12")
@@ -104,17 +108,96 @@ def test_attributes_are_set_and_deleted(lib):
     del args.batch, args.extra
     assert args.batch is None
     assert not hasattr(args, "extra") and "extra" not in vars(args)
+    args.epoch_id = 3
+    del args.epoch_id
+    assert args.epoch_id == 0
 
 
-def test_a_write_through_vars_is_never_lost(ours):
-    args = ours.PipelineHookArgs(None)
-    with pytest.raises(TypeError, match="does not support item assignment"):
-        vars(args)["batch"] = 1
-    with pytest.raises(AttributeError):
-        vars(args).update(batch=1)
-    with pytest.raises(AttributeError):
-        args.__dict__ = {"batch": 1}
-    assert args.batch is None
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda args: operator.setitem(vars(args), "batch", 2),
+        lambda args: operator.setitem(vars(args), "new", 2),
+        lambda args: operator.ior(vars(args), {"epoch_id": 2})["epoch_id"],
+        lambda args: vars(args).update({"batch": 2}, new=3),
+        lambda args: vars(args).update([("extra", 2)]),
+        lambda args: vars(args).setdefault("batch", 2),
+        lambda args: vars(args).setdefault("new", 2),
+        lambda args: operator.delitem(vars(args), "extra"),
+        lambda args: operator.delitem(vars(args), "epoch_id"),
+        lambda args: operator.delitem(vars(args), "nope"),
+        lambda args: vars(args).pop("batch"),
+        lambda args: vars(args).pop("nope", 2),
+        lambda args: vars(args).pop("nope"),
+        lambda args: vars(args).popitem(),
+        lambda args: vars(args).clear(),
+        lambda args: setattr(args, "__dict__", {"batch": 2, "new": 3}),
+        lambda args: setattr(args, "__dict__", vars(args)),
+        lambda args: setattr(args, "__dict__", None),
+        lambda args: vars(args).copy().update(batch=2),
+        lambda args: (vars(args) | {"batch": 2}).clear(),
+    ],
+)
+@pytest.mark.parametrize("derived", [False, True])
+def test_a_write_through_vars_takes_effect(write, derived, ours, theirs):
+    outcomes = []
+    for lib in (ours, theirs):
+        cls = lib.PipelineHookArgs
+        args = (type("Args", (cls,), {}) if derived else cls)(1, 1, batch=1)
+        args.extra = 1
+        try:
+            outcome = write(args)
+        except (KeyError, TypeError) as error:
+            outcome = repr(error)
+        held = {n: getattr(args, n, None) for n in [*FIELDS, "extra", "new"]}
+        shown = {n: v for n, v in vars(args).items() if n not in FIELDS}
+        outcomes.append((outcome, held, shown))
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    "clone",
+    [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))],
+)
+def test_what_vars_shows_can_be_copied(lib, clone):
+    args = lib.PipelineHookArgs(None, batch=1)
+    copied = clone(vars(args))
+    assert type(copied) is dict and copied == vars(args)
+    copied["batch"] = 2
+    assert args.batch == 1
+
+
+def test_a_cached_property(lib):
+    class Cached(lib.PipelineHookArgs):
+        @functools.cached_property
+        def doubled(self):
+            return [2 * self.epoch_id]
+
+    args = Cached(None, 3)
+    assert args.doubled == [6] and args.doubled is args.doubled
+    del args.doubled
+    args.epoch_id = 4
+    assert args.doubled == vars(args)["doubled"] == [8]
+
+
+def test_pydantic_validates_a_subclass(lib):
+    config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+
+    @dataclasses.dataclass
+    class Derived(lib.PipelineHookArgs):
+        __pydantic_config__ = config
+        accelerator: Any = None
+        model_outputs: Any = None  # Of a Protocol that pydantic cannot read.
+        rate: float = 0.1
+
+    adapter = pydantic.TypeAdapter(Derived)
+    validated = adapter.validate_python({"rate": "0.5", "epoch_id": "3"})
+    assert validated == Derived(rate=0.5, epoch_id=3)
+    assert adapter.dump_python(validated) == dataclasses.asdict(validated)
+    made = pydantic.dataclasses.dataclass(Derived, config=config)
+    assert made(step_id="2").step_id == 2
+    with pytest.raises(pydantic.ValidationError, match="epoch_id"):
+        made(epoch_id="first")
 
 
 @pytest.mark.parametrize(
@@ -236,6 +319,22 @@ def test_pickle(lib, values, protocol):
         loaded = pickle.loads(pickle.dumps(args, protocol))
         assert type(loaded) is cls and loaded == args
         assert loaded.extra == [1]
+
+
+class Older:
+    """Is pickled as arguments of a release that had one field."""
+
+    def __init__(self, cls):
+        self.cls = cls
+
+    def __reduce__(self):
+        return self.cls.__new__, (self.cls,), {"accelerator": 1}
+
+
+@pytest.mark.contract("K9")
+def test_a_field_that_a_pickle_lacks_has_its_default(lib):
+    args = pickle.loads(pickle.dumps(Older(lib.PipelineHookArgs)))
+    assert args == lib.PipelineHookArgs(1)
 
 
 @pytest.mark.contract("K9")

@@ -9,7 +9,9 @@ import copy
 import dataclasses
 import pickle
 import sys
+from functools import partial
 
+import attrs
 import pytest
 
 from robo_orchard_fasthooks.mixin import PipelineHookArgs
@@ -196,6 +198,156 @@ def test_the_first_value_of_such_a_field_is_not_kept_alive():
     assert sys.getrefcount(value) == count + 1
     del args.batch
     assert sys.getrefcount(value) == count
+
+
+def without_init(cls):
+    class Args(cls):
+        def __init__(self, task):
+            self.task = task
+
+    return Args
+
+
+def without_a_field(cls):
+    @dataclasses.dataclass
+    class Args(cls):
+        epoch_id: int = dataclasses.field(init=False)
+        task: int = 0
+
+    return lambda task: Args(None, task=task)
+
+
+def of_attrs(cls, **settings):
+    return attrs.define(
+        type("Args", (cls,), {"__annotations__": {"task": int}}), **settings
+    )
+
+
+MAKERS = [
+    *(without_init, without_a_field, of_attrs),
+    partial(of_attrs, slots=False),
+]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_fields_that_nobody_set_have_their_defaults(lib, make):
+    args = make(lib.PipelineHookArgs)(task=1)
+    for field in dataclasses.fields(lib.PipelineHookArgs):
+        if field.default is not dataclasses.MISSING:
+            assert getattr(args, field.name) == field.default
+    assert args.epoch_id % 5 == 0
+    assert copy.deepcopy(args).task == 1
+    if make in (without_init, MAKERS[-1]):
+        copied = args.copy_with_updates(epoch_id=3)
+        assert (copied.task, copied.epoch_id, copied.step_id) == (1, 3, 0)
+
+
+def test_a_constructor_that_fails_is_called_once(lib):
+    class Args(lib.PipelineHookArgs):
+        def __init__(self, accelerator, **kwargs):
+            calls.append(kwargs)
+            super().__init__(accelerator, **kwargs)
+            if len(calls) > 1:
+                raise TypeError("a mistake")
+
+    calls = []
+    args = Args(None)
+    args.batch = args.epoch_id = 1
+    for field in dataclasses.fields(args):
+        setattr(args, field.name, "a value")
+    with pytest.raises(TypeError, match="a mistake"):
+        args.copy_with_updates()
+    assert len(calls) == 2
+
+
+def test_a_subclass_may_use_its_dictionary(lib):
+    """Reading it asks nothing of the class, nor does a copy set attributes."""
+
+    class Args(lib.PipelineHookArgs):
+        def __getattribute__(self, name):
+            own = object.__getattribute__(self, "__dict__")
+            return own.get(name) or object.__getattribute__(self, name)
+
+        def __setattr__(self, name, value):
+            log.append(name)
+            object.__setattr__(self, name, value)
+
+        @property
+        def batch(self):
+            return self.__dict__["batch"]
+
+        @batch.setter
+        def batch(self, value):
+            self.__dict__["batch"] = value
+
+    log = []
+    args = Args(None, batch=1)
+    assert args.batch == vars(args)["batch"] == 1
+    log.clear()
+    copied = copy.copy(args)
+    assert copied.batch == 1 and log == []
+    assert args.copy_with_updates(batch=2).batch == 2
+
+
+class New:
+    """Takes arguments when it is made, and again when it is unpickled."""
+
+    __slots__ = ()
+
+    def __new__(cls, *args, number=0):
+        made = super().__new__(cls)
+        made.given = [*args, number]
+        return made
+
+    def __init__(self, *args, number=0):
+        super().__init__(*args)
+
+
+class NewArgs(New):
+    __slots__ = ()
+
+    def __getnewargs__(self):
+        return (*self.given[:1], "again")
+
+
+class NewArgsEx(New):
+    __slots__ = ()
+
+    def __getnewargs_ex__(self):
+        return (*self.given[:1], "again"), {"number": 2}
+
+
+CLONES = {
+    **{way: WAYS[way] for way in ("copy", "deepcopy")},
+    **{
+        f"protocol {number}": partial(
+            lambda number, it: pickle.loads(pickle.dumps(it, number)), number
+        )
+        for number in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+}
+
+
+@pytest.mark.parametrize("base", ["PipelineHookArgs", "HookContextChannel"])
+@pytest.mark.parametrize("mixin", [New, NewArgs, NewArgsEx])
+@pytest.mark.parametrize("clone", CLONES)
+def test_new_arguments_and_slots(lib, base, mixin, clone, monkeypatch):
+    """Upstream's object.__reduce_ex__ forgets both in protocols 0 and 1."""
+    names = ("slot", "_Pickled__private", "unset")
+    bases = (mixin, getattr(lib, base))
+    namespace = {"__slots__": names, "__module__": __name__}
+    cls = type("Pickled", bases, namespace)
+    monkeypatch.setitem(globals(), "Pickled", cls)
+    made = cls("name", number=1)
+    made.slot = made._Pickled__private = [1]
+    if lib.name == "upstream" and clone in ("protocol 0", "protocol 1"):
+        with pytest.raises(TypeError, match="__slots__"):
+            CLONES[clone](made)
+        return
+    copied = CLONES[clone](made)
+    assert copied.slot == copied._Pickled__private == [1]
+    assert not hasattr(copied, "unset") and type(copied) is cls
+    assert copied.given == ["name", 1]
 
 
 def test_a_base_with_slots_of_its_own_is_refused(ours):

@@ -352,6 +352,27 @@ def test_a_merge_with_what_is_no_hook_adds_nothing(ours, hook):
     assert all(len(channel) == 0 for channel in hooks.hooks.values())
 
 
+@pytest.mark.contract("K8")
+def test_a_merge_that_fails_halfway_is_undone(ours, hook):
+    class Failing(ours.HookContextChannel):
+        def register_hook_channel(self, channel):
+            raise MemoryError
+
+    hooks, other = ours.PipelineHooks(), ours.PipelineHooks()
+    mine, shared, theirs = hook("mine"), hook("shared"), hook("theirs")
+    for each in (mine, shared):
+        hooks.register_hook("on_epoch", each)
+    for channel in ("on_loop", "on_epoch"):
+        for each in (shared, theirs):
+            other.register_hook(channel, each)
+    hooks.hooks["on_loop"] = core.HookContextChannel("on_loop")
+    hooks.hooks["on_step"] = Failing("on_step")
+    with pytest.raises(MemoryError):
+        hooks += other
+    assert [*hooks.hooks["on_epoch"]._context_handlers] == [mine, shared]
+    assert len(hooks.hooks["on_loop"]) == 0
+
+
 CALLABLES = {
     "partial": functools.partial(print, 1),
     "builtin": math.sqrt,

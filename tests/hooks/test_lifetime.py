@@ -1,6 +1,7 @@
 """Memory, threads and shutdown."""
 
 import gc
+import importlib.util
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ import weakref
 
 import pytest
 
+from helpers import processes
 from helpers.hooks import HookContext
 from robo_orchard_fasthooks import PipelineHookArgs, PipelineHooks
 
@@ -276,3 +278,110 @@ def test_in_a_process_of_its_own(case):
         timeout=300,
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+# Lets each allocation of each piece of work fail in turn.
+OUT_OF_MEMORY = """
+import _testcapi, gc, sys
+import upstream
+from robo_orchard_fasthooks import HookContext, PipelineHookArgs, PipelineHooks
+from robo_orchard_fasthooks import lab
+
+class Value:
+    def __repr__(self):
+        return "value"
+
+class Own(PipelineHookArgs):
+    pass
+
+def scope():
+    opened = hooks.begin("on_step", args)
+    with opened:
+        return opened
+
+def build():
+    # Not by keyword: Cython 3.3.1 then loses references in `Own`.
+    return cls(value, value, 2), cls(value)
+
+def copied():
+    return args.copy_with_updates(batch=1, epoch_id=value)
+
+value = Value()
+hook = HookContext.from_callable(before=lambda args: None)
+hooks, other, empty = (PipelineHooks() for _ in range(3))
+for each in (hooks, other):
+    each.register_hook("on_batch", hook)
+    each.register_hook("on_step", hook)
+source, target = (each.hooks["on_step"] for each in (other, empty))
+registering = {
+    "register": lambda: target.register(hook),
+    "register_hook_channel": lambda: target.register_hook_channel(source),
+    "merge": lambda: empty.register_pipeline_hooks(other),
+}
+others = {
+    "begin": scope,
+    "build": build,
+    "copy": copied,
+    "compare": lambda: args == same,
+    "repr": lambda: repr(args),
+    "reduce": lambda: args.__reduce__(),
+    "vars": lambda: vars(args).update(batch=value),
+}
+
+def check(name, work):
+    for _ in range(3):
+        work()
+        empty.unregister_all()
+    # What is kept for reuse is used up.
+    spare = [[scope(), build()] for _ in range(20)]
+    results, failures, allocation = [], 0, 0
+    gc.collect()
+    gc.disable()
+    before = sys.getrefcount(value), sys.getrefcount(hook)
+    while len(results) < 30 or failures == 0:
+        done = False
+        _testcapi.set_nomemory(allocation, allocation + 1)
+        try:
+            result = work()
+            done = True
+        except MemoryError:
+            pass
+        finally:
+            _testcapi.remove_mem_hooks()
+        if done:
+            results.append(result)
+            del result
+        else:
+            failures += 1
+            results.clear()
+        registered = len(target) + len(empty.hooks["on_batch"])
+        expected = 0
+        if done and name in registering:
+            expected = 2 if name == "merge" else 1
+        assert registered == expected, (name, allocation)
+        empty.unregister_all()
+        allocation += 1
+    results.clear()
+    after = sys.getrefcount(value), sys.getrefcount(hook)
+    assert before == after, (name, before, after)
+    gc.enable()
+
+for cls in (PipelineHookArgs, Own):
+    args, same = (cls(None, batch=value, model=value) for _ in range(2))
+    for name, work in {**registering, **others}.items():
+        if (cls, name) != (Own, "copy"):  # It constructs by keyword.
+            check(name, work)
+lab.install()
+cls = upstream.mixin.PipelineHookArgs
+args = cls(None, batch=value)
+for name in ("build", "copy"):
+    check(name, others[name])
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("_testcapi") is None,
+    reason="this CPython has no _testcapi",
+)
+def test_where_memory_runs_out_nothing_is_lost_or_left_behind():
+    processes.run([sys.executable, "-c", OUT_OF_MEMORY])
