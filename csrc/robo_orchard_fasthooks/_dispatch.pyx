@@ -6,7 +6,6 @@ callbacks. Both call `_run`, the loop over the callbacks.
 """
 
 import copyreg
-import inspect
 from copy import deepcopy
 from functools import partial
 from types import FunctionType, MethodType
@@ -363,7 +362,6 @@ def begin(self, channel, arg=_MISSING):
     ) and not _has_own_begin(<Registrations>registered):
         return _open(<Registrations>registered, arg)
     return registered.begin(arg)
-
 
 
 def find_channel(hooks, name):
