@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -39,6 +38,9 @@ _DEBT = 64
 
 _REST = 1000
 """Calls for which nothing is tried then."""
+
+_ARE_AT = "_tensors_data_ptrs_at_indices_equal"
+"""A function of torch._C, of CUDA builds only."""
 
 _Prepare = Callable[[], tuple[Work, Tables]]
 
@@ -122,7 +124,7 @@ def _run(
     replays = _REPLAYS.get(call.gradients)
     if replays is None:
         replays = _REPLAYS[call.gradients] = _Replays()
-    with torch.cuda.device(group.plan.device), torch.set_grad_enabled(False):
+    with torch.cuda.device(group.plan.device):
         # What is prepared on the host would not outlive a capture by somebody
         # else.
         if torch.cuda.is_current_stream_capturing():
@@ -130,11 +132,25 @@ def _run(
         return replays(group, settings, prepare)
 
 
-@dataclass(eq=False)
 class _Entry:
-    key: Any
-    calls: int = 0
-    graph: CudaGraph | None = None
+    """Gradients at some addresses, to be clipped in some way."""
+
+    def __init__(self, key: Any, grads: list[Tensor]):
+        self._key = key
+        self.addresses = list(map(Tensor.data_ptr, grads))
+        self._indices = list(range(len(grads)))
+        self.calls = 0
+        self.graph: CudaGraph | None = None
+
+    def is_for(self, key: Any, grads: list[Tensor]) -> bool:
+        if key != self._key:
+            return False
+        # torch's own comparison takes 50 ns for each gradient, a list of its
+        # addresses 80.
+        are_at = getattr(torch._C, _ARE_AT, None)
+        if are_at is not None:
+            return bool(are_at(grads, self.addresses, self._indices))
+        return list(map(Tensor.data_ptr, grads)) == self.addresses
 
 
 class _Replays:
@@ -161,31 +177,30 @@ class _Replays:
             if self._rest:
                 self._rest -= 1
                 return False, None
-            device = group.plan.device
-            addresses = list(map(Tensor.data_ptr, group.grads))
-            stream: Any = torch.cuda.current_stream(device)
+            stream: Any = torch.cuda.current_stream(group.plan.device)
             autocast = torch.is_autocast_enabled("cuda")
             # One plan is for gradients of the same types, dtypes and layout.
-            key = settings, stream.cuda_stream, autocast, group.plan, addresses
-            entry = self._entry(key)
+            key = settings, stream.cuda_stream, autocast, group.plan
+            entry = self._entry(key, group.grads)
             if entry.graph is not None:
                 return self._replay(entry.graph)
             entry.calls += 1
             # The kernel would race where a gradient is there twice.
-            if entry.calls != _CALLS or _has_repeats(addresses):
+            if entry.calls != _CALLS or _has_repeats(entry.addresses):
                 return False, None
             return True, self._capture(entry, prepare)
         finally:
             self._lock.release()
 
-    def _entry(self, key: Any) -> _Entry:
+    def _entry(self, key: Any, grads: list[Tensor]) -> _Entry:
         entries = self._entries
-        entry = next((each for each in entries if each.key == key), None)
-        if entry is None:
-            entry = _Entry(key)
-            del entries[_KEYS - 1 :]
+        for index, entry in enumerate(entries):
+            if entry.is_for(key, grads):
+                del entries[index]
+                break
         else:
-            entries.remove(entry)
+            entry = _Entry(key, grads)
+            del entries[_KEYS - 1 :]
         entries.insert(0, entry)
         return entry
 
@@ -199,15 +214,16 @@ class _Replays:
         return True, result
 
     def _capture(self, entry: _Entry, prepare: _Prepare) -> Any:
-        work, kept = prepare()
-        # Done before it is captured: a capture that fails loses nothing, and
-        # whatever has to be compiled, planned or copied to the device exists.
-        result = work()
         self._debt += _COST
-        try:
-            entry.graph = CudaGraph(work, kept)
-        except Exception as error:
-            self._give_up("captured", error)
+        with torch.set_grad_enabled(False):
+            work, kept = prepare()
+            # Done before it is captured: a capture that fails loses nothing,
+            # and what is compiled, planned or copied to the device exists.
+            result = work()
+            try:
+                entry.graph = CudaGraph(work, kept)
+            except Exception as error:
+                self._give_up("captured", error)
         if self._debt > _DEBT:
             self._forget(_REST)
         return result
