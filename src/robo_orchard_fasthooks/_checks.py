@@ -36,12 +36,12 @@ def check_hook(hook: Any) -> None:
         ):
             raise TypeError(f"cannot register {named(hook)}{advice(hook)}")
     callbacks = {phase: callback_of(hook, phase) for phase in PHASES}
-    name = getattr(hook, "name", None)
-    if callable(name) and all(each is None for each in callbacks.values()):
+    has_none = all(each is None for each in callbacks.values())
+    if has_none and callable(hook.name):  # Made by from_callable.
         raise TypeError(
-            f"cannot register a hook without callbacks whose name is "
-            f"{where(name)}: the first parameter of HookContext.from_callable "
-            "is the name. Pass before= or after="
+            "cannot register a hook without callbacks whose name is "
+            f"{where(hook.name)}: the first parameter of "
+            "HookContext.from_callable is the name. Pass before= or after="
         )
     for phase, callback in callbacks.items():
         if _runs_later(callback):
