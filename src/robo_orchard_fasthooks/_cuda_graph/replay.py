@@ -31,10 +31,10 @@ may alternate between addresses. A graph keeps 2 MiB or more of the device's
 memory."""
 
 _COST = 16
-"""Replays that make up for one capture."""
+"""Replays that make up for one capture; one makes up for one miss."""
 
 _DEBT = 64
-"""The cost of captures, less the replays, above which nothing is tried."""
+"""Misses that are not made up for, above which nothing is tried."""
 
 _REST = 1000
 """Calls for which nothing is tried then."""
@@ -124,6 +124,9 @@ def _run(
     replays = _REPLAYS.get(call.gradients)
     if replays is None:
         replays = _REPLAYS[call.gradients] = _Replays()
+    if replays.rest:
+        replays.rest -= 1
+        return False, None
     with torch.cuda.device(group.plan.device):
         # What is prepared on the host would not outlive a capture by somebody
         # else.
@@ -135,16 +138,21 @@ def _run(
 class _Entry:
     """Gradients at some addresses, to be clipped in some way."""
 
-    def __init__(self, key: Any, grads: list[Tensor]):
+    def __init__(self, key: Any):
         self._key = key
-        self.addresses = list(map(Tensor.data_ptr, grads))
-        self._indices = list(range(len(grads)))
+        # All addresses are read when the key comes again.
+        self.addresses: list[int] = []
+        self._indices: list[int] = []
         self.calls = 0
         self.graph: CudaGraph | None = None
 
     def is_for(self, key: Any, grads: list[Tensor]) -> bool:
         if key != self._key:
             return False
+        if not self.addresses:
+            self.addresses = list(map(Tensor.data_ptr, grads))
+            self._indices = list(range(len(grads)))
+            return True
         # torch's own comparison takes 50 ns for each gradient, a list of its
         # addresses 80.
         are_at = getattr(torch._C, _ARE_AT, None)
@@ -159,7 +167,7 @@ class _Replays:
     def __init__(self) -> None:
         self._entries: list[_Entry] = []  # The one used last is first.
         self._debt = 0
-        self._rest = 0.0
+        self.rest = 0.0
         self._lock = Lock()
 
     def __call__(
@@ -174,17 +182,26 @@ class _Replays:
         if not self._lock.acquire(blocking=False):
             return False, None
         try:
-            if self._rest:
-                self._rest -= 1
-                return False, None
+            grads = group.grads
             stream: Any = torch.cuda.current_stream(group.plan.device)
-            autocast = torch.is_autocast_enabled("cuda")
-            # One plan is for gradients of the same types, dtypes and layout.
-            key = settings, stream.cuda_stream, autocast, group.plan
-            entry = self._entry(key, group.grads)
+            key = (
+                settings,
+                stream.cuda_stream,
+                torch.is_autocast_enabled("cuda"),
+                group.plan,  # For the same types, dtypes and layouts.
+                # So that addresses which never repeat cost next to nothing.
+                grads[0].data_ptr(),
+                grads[len(grads) // 2].data_ptr(),
+                grads[-1].data_ptr(),
+            )
+            entry = self._entry(key, grads)
             if entry.graph is not None:
                 return self._replay(entry.graph)
             entry.calls += 1
+            self._debt += 1
+            if self._debt > _DEBT:
+                self._forget(_REST)
+                return False, None
             # The kernel would race where a gradient is there twice.
             if entry.calls != _CALLS or _has_repeats(entry.addresses):
                 return False, None
@@ -199,7 +216,7 @@ class _Replays:
                 del entries[index]
                 break
         else:
-            entry = _Entry(key, grads)
+            entry = _Entry(key)
             del entries[_KEYS - 1 :]
         entries.insert(0, entry)
         return entry
@@ -224,8 +241,6 @@ class _Replays:
                 entry.graph = CudaGraph(work, kept)
             except Exception as error:
                 self._give_up("captured", error)
-        if self._debt > _DEBT:
-            self._forget(_REST)
         return result
 
     def _give_up(self, what: str, error: Exception) -> None:
@@ -237,7 +252,7 @@ class _Replays:
         )
 
     def _forget(self, rest: float) -> None:
-        self._entries, self._debt, self._rest = [], 0, rest
+        self._entries, self._debt, self.rest = [], 0, rest
 
 
 def _has_repeats(addresses: list[int]) -> bool:
