@@ -148,20 +148,6 @@ def test_a_decorated_generator_or_coroutine_outlasts_its_scope(
 
 
 @pytest.mark.contract("K6")
-@pytest.mark.also_on()
-def test_a_scope_in_a_coroutine_ends_after_its_body(hooks, hook, log, args):
-    hooks.register_hook("on_step", hook("a"))
-
-    async def step():
-        with hooks.begin("on_step", args):
-            await asyncio.sleep(0)
-            log.append("body")
-
-    asyncio.run(step())
-    assert log == ["before a", "body", "after a"]
-
-
-@pytest.mark.contract("K6")
 def test_entering_and_leaving_by_hand(hooks, hook, log, args):
     hooks.register_hook("on_step", hook("a"))
     scope = hooks.begin("on_step", args)
