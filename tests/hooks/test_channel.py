@@ -365,7 +365,7 @@ CALLABLES = {
 
 
 @pytest.mark.parametrize("name", CALLABLES)
-@pytest.mark.also_on("installed")  # 0.5 has a `repr` of its own.
+@pytest.mark.also_on("installed")  # The stand-in for 0.5 has no `repr`.
 @pytest.mark.contract("F6")
 def test_any_callable_can_be_shown(ours, name):
     hooks = ours.PipelineHooks()

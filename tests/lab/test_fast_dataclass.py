@@ -110,85 +110,51 @@ def with_init(init):
     return dataclasses.dataclass(init=False)(Own)
 
 
-class Inits:
-    """Functions that do more, or less, than to set fields."""
-
-    def call(self, a, b=1):
-        self.a = a
-        self.b = abs(b)
-
-    def branch(self, a, b=1):
-        self.a = a
-        if b:
-            self.b = b
-
-    def global_name(self, a, b=1):
-        self.a = a
-        self.b = COPY
-
-    def generator(self, a, b=1):
-        self.a = a
-        self.b = b
-        yield
-
-    def swapped(self, a, b=1):
-        self.a = b
-        self.b = a
-
-    def constant(self, a, b=1):
-        self.a = a
-        self.b = 1
-
-    def missing(self, a, b=1):
-        self.a = a
-
-    def nothing(self):
-        pass
-
-    def elsewhere(self, a, b=1):
-        self.a = a
-        a.b = b
-
-    def into_a_property(self, a, b=1, c=2):
-        self.a = a
-        self.b = b
-        self.c = c
-
-    def returned(self, a, b=1):
-        self.a = a
-        self.b = b
-        return b
-
-    def by_position(self, a, /, b=1):
-        self.a = a
-        self.b = b
-
-    def stars(self, a, *args, b=1):
-        self.a = a
-        self.b = b
+def init(parameters, body):
+    """An `__init__`, from its source."""
+    namespace = {"COPY": COPY}
+    exec(f"def init(self, {parameters}):\n {body}", namespace)
+    return namespace["init"]
 
 
 MORE = "its __init__ does more than set fields: "
+A_IS_NOT_SET, B_IS_NOT_SET = (
+    f"its __init__ does not set {name} to its argument" for name in "ab"
+)
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("parameters", "body", "reason"),
     [
-        *((name, MORE) for name in ("call", "branch", "global_name")),
-        ("generator", MORE),
-        ("swapped", "its __init__ does not set a to its argument"),
-        ("constant", "its __init__ does not set b to its argument"),
-        ("missing", "its __init__ does not set b to its argument"),
-        ("nothing", "its __init__ does not set a to its argument"),
-        ("elsewhere", "its __init__ fails: 'object' object has no attribute"),
-        ("into_a_property", "its __init__ sets c, which is not a field"),
-        ("returned", "its __init__ fails: "),
-        ("by_position", "its __init__ fails: "),
-        ("stars", "its __init__ has * or ** parameters"),
+        ("a, b=1", "self.a = a; self.b = abs(b)", MORE),
+        ("a, b=1", "self.a = a\n if b: self.b = b", MORE),
+        ("a, b=1", "self.a = a; self.b = COPY", MORE),
+        ("a, b=1", "self.a = a; self.b = b; yield", MORE),
+        ("a, b=1", "self.a = b; self.b = a", A_IS_NOT_SET),
+        ("a, b=1", "self.a = a; self.b = 1", B_IS_NOT_SET),
+        ("a, b=1", "self.a = a", B_IS_NOT_SET),
+        ("", "pass", A_IS_NOT_SET),
+        (
+            *("a, b=1", "self.a = a; a.b = b"),
+            "its __init__ fails: 'object' object has no attribute",
+        ),
+        (
+            *("a, b=1, c=2", "self.a = a; self.b = b; self.c = c"),
+            "its __init__ sets c, which is not a field",
+        ),
+        (
+            *("a, b=1", "self.a = a; self.b = b; return b"),
+            "its __init__ fails: ",
+        ),
+        ("a, /, b=1", "self.a = a; self.b = b", "its __init__ fails: "),
+        (
+            *("a, *args, b=1", "self.a = a; self.b = b"),
+            "its __init__ has * or ** parameters",
+        ),
     ],
 )
-def test_an_init_that_does_anything_else(name, reason):
-    found = unsupported_reason(with_init(vars(Inits)[name]))
+def test_an_init_that_does_anything_else(parameters, body, reason):
+    found = unsupported_reason(with_init(init(parameters, body)))
     assert found is not None and found.startswith(reason)
 
 
@@ -253,7 +219,7 @@ class Refused:
     class Inherits(PostInit):
         pass
 
-    PartialInit = with_init(functools.partialmethod(Inits.missing))
+    PartialInit = with_init(functools.partialmethod(init("", "pass")))
 
 
 @pytest.mark.parametrize(
@@ -297,35 +263,10 @@ def fresh():
     return Own
 
 
-def put_property(cls):
-    cls.b = property(lambda self: "property", lambda self, value: None)
-
-
-def put_init(cls):
-    def init(self, a, b=1):
-        self.a, self.b, self.c = b, a, 0
-
-    cls.__init__ = init
-
-
-def put_new(cls):
-    def new(cls, *args, **kwargs):
-        made = object.__new__(cls)
-        made.extra = 1
-        return made
-
-    cls.__new__ = new
-
-
 def put_setattr(cls):
-    def setattr_(self, name, value):
-        object.__setattr__(self, name, (name, value))
-
-    cls.__setattr__ = setattr_
-
-
-def put_setattr_in_base(cls):
-    put_setattr(cls.__bases__[0])
+    cls.__setattr__ = lambda self, name, value: object.__setattr__(
+        self, name, (name, value)
+    )
 
 
 def put_getattribute(cls):
@@ -337,28 +278,29 @@ def put_getattribute(cls):
     cls.__getattribute__ = getattribute
 
 
-def put_kwdefaults(cls):
-    cls.__init__.__kwdefaults__ = {"b": "changed"}
+def put_new(cls):
+    def new(cls, *args, **kwargs):
+        made = object.__new__(cls)
+        made.extra = 1
+        return made
+
+    cls.__new__ = new
 
 
-def put_defaults(cls):
-    cls.__init__.__defaults__ = ("changed",)
-
-
-def put_code(cls):
-    def init(self, a, c=2, *, b=1):
-        self.a = "changed"
-        self.b = b
-        self.c = c
-
-    cls.__init__.__code__ = init.__code__
+SWAPPED = init("a, b=1", "self.a, self.b, self.c = b, a, 0")
+CHANGED = init("a, c=2, *, b=1", "self.a = 'changed'; self.b = b; self.c = c")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        *(put_property, put_init, put_new, put_setattr, put_setattr_in_base),
-        *(put_getattribute, put_kwdefaults, put_defaults, put_code),
+        *(put_setattr, put_getattribute, put_new),
+        lambda cls: put_setattr(cls.__bases__[0]),
+        lambda cls: setattr(cls, "b", property(abs, lambda *args: None)),
+        lambda cls: setattr(cls, "__init__", SWAPPED),
+        lambda cls: setattr(cls.__init__, "__kwdefaults__", {"b": "changed"}),
+        lambda cls: setattr(cls.__init__, "__defaults__", ("changed",)),
+        lambda cls: setattr(cls.__init__, "__code__", CHANGED.__code__),
     ],
 )
 def test_later_changes_count(change):
@@ -385,13 +327,13 @@ def test_later_changes_count(change):
 
 def test_a_change_that_is_taken_back():
     cls = fresh()
-    init = vars(cls)["__init__"]
+    original = vars(cls)["__init__"]
     with enabled(cls):
         for _ in range(3):
             assert python_frames(lambda: cls(a=1)) == []
-            put_init(cls)
+            cls.__init__ = SWAPPED
             assert python_frames(lambda: cls(a=1)) == ["init"]
-            cls.__init__ = init
+            cls.__init__ = original
             cls.other = 1
 
 
