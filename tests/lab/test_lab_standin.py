@@ -440,11 +440,3 @@ class TestTheirHooks:
             return param.grad.tolist()
 
         same_installed(call)
-
-    def test_is_still_switched_off_by_another_mode(self, theirs):
-        def call():
-            clipping = hook(theirs)
-            clipping.clip_mode = None
-            return program(theirs, [clipping])
-
-        assert same_installed(call) == program(theirs)
