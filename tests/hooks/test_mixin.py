@@ -84,24 +84,6 @@ class TestCopies:
         copied.unregister_all()
         assert len(hooks.hooks["on_step"]) == (0 if shared else 2)
 
-    def test_getstate_may_be_overridden(self, lib, logging_hook):
-        class Unpicklable(lib.PipelineHooks):
-            def __init__(self):
-                super().__init__()
-                self.lock = lambda: None
-
-            def __getstate__(self):
-                return {**self.__dict__, "lock": None}
-
-            def __setstate__(self, state):
-                self.__dict__.update(state, lock="new")
-
-        hooks = Unpicklable()
-        hooks.register_hook("on_step", logging_hook)
-        copied = copy.deepcopy(hooks)
-        run(copied)
-        assert copied.lock == "new" and LOG == ["after"]
-
     def test_getstate_of_a_channel_may_be_overridden(self, lib, logging_hook):
         class Locked(lib.HookContextChannel):
             def __init__(self, name):
