@@ -40,30 +40,23 @@ class Classify(SimpleBatchProcessor):
         images, labels = batch
         logits = model(images)
         loss = nn.functional.cross_entropy(logits, labels)
-        hits = (logits.argmax(1) == labels).float().mean()
-        return {"entropy_loss": loss, "hits": hits}, loss
+        return {"entropy_loss": loss}, loss
 
 
 class Recorder(PipelineHooks):
-    """Keeps losses and gradient norms, and logs what each epoch got right."""
+    """Keeps losses and gradient norms, and logs them."""
 
     def __init__(self, cfg: RecorderConfig) -> None:
         super().__init__()
         self.every = cfg.every
         self.losses: list[float] = []
         self.norms: list[float] = []
-        self.hits: list[float] = []
-        for channel, before, after in (
-            ("on_loop", self.begin_loop, None),
-            ("on_epoch", None, self.end_epoch),
-            ("on_step", None, self.end_step),
-            ("on_model_backward", None, self.take_norm),
+        for channel, after in (
+            ("on_step", self.end_step),
+            ("on_model_backward", self.take_norm),
         ):
-            hook = HookContext.from_callable(before=before, after=after)
+            hook = HookContext.from_callable(after=after)
             self.register_hook(channel, hook)
-
-    def begin_loop(self, args: PipelineHookArgs) -> None:
-        logger.info("starts at step %d", args.global_step_id)
 
     def take_norm(self, args: PipelineHookArgs) -> None:
         grads = [param.grad for param in args.model.parameters()]
@@ -71,14 +64,8 @@ class Recorder(PipelineHooks):
 
     def end_step(self, args: PipelineHookArgs) -> None:
         self.losses.append(args.reduce_loss.item())
-        self.hits.append(args.model_outputs["hits"].item())
         if args.global_step_id % self.every == 0:
             logger.info("step %d loss %r", args.step_id, self.losses[-1])
-
-    def end_epoch(self, args: PipelineHookArgs) -> None:
-        hits = sum(self.hits) / len(self.hits)
-        logger.info("epoch %d hits %r", args.epoch_id, hits)
-        self.hits.clear()
 
 
 class RecorderConfig(PipelineHooksConfig[Recorder]):

@@ -1,6 +1,16 @@
 """Fixtures of the tests of hooks, on each implementation."""
 
+import gc
+
 import pytest
+
+
+@pytest.fixture
+def collector_off():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

@@ -257,7 +257,7 @@ def test_a_constructor_that_fails_is_called_once(lib):
         setattr(args, field.name, "a value")
     with pytest.raises(TypeError, match="a mistake"):
         args.copy_with_updates()
-    assert len(calls) == 2
+    assert len(calls) == 2 and calls[1]["batch"] == "a value"
 
 
 def test_a_subclass_may_use_its_dictionary(lib):

@@ -117,14 +117,6 @@ def test_config_fields():
     assert ours["class_type"].default is grad_clip.GradientClippingHook
 
 
-def test_hook_attributes():
-    hook = grad_clip.GradientClippingHookConfig(
-        clip_mode="value", clip_value=1, max_norm=2, norm_type="inf"
-    )()
-    assert (hook.clip_mode, hook.clip_value) == ("value", 1.0)
-    assert (hook.max_norm, hook.norm_type) == (2.0, float("inf"))
-
-
 def test_fields_and_type_hints_of_the_arguments():
     described, hints = [], []
     for module in (upstream.mixin, mixin):

@@ -84,24 +84,6 @@ class TestCopies:
         copied.unregister_all()
         assert len(hooks.hooks["on_step"]) == (0 if shared else 2)
 
-    def test_getstate_may_be_overridden(self, lib, logging_hook):
-        class Unpicklable(lib.PipelineHooks):
-            def __init__(self):
-                super().__init__()
-                self.lock = lambda: None
-
-            def __getstate__(self):
-                return {**self.__dict__, "lock": None}
-
-            def __setstate__(self, state):
-                self.__dict__.update(state, lock="new")
-
-        hooks = Unpicklable()
-        hooks.register_hook("on_step", logging_hook)
-        copied = copy.deepcopy(hooks)
-        run(copied)
-        assert copied.lock == "new" and LOG == ["after"]
-
     def test_getstate_of_a_channel_may_be_overridden(self, lib, logging_hook):
         class Locked(lib.HookContextChannel):
             def __init__(self, name):
@@ -118,16 +100,6 @@ class TestCopies:
         channel.register(logging_hook)
         copied = copy.deepcopy(channel)
         assert len(copied) == 1 and not hasattr(copied, "lock")
-
-    def test_of_channels_keep_their_attributes(self, ours, logging_hook):
-        channel = ours.HookContextChannel("on_step")
-        channel.note, channel.begin = "mine", "patched"
-        channel.register(logging_hook)
-        for copied in (copy.copy(channel), copy.deepcopy(channel)):
-            assert (copied.note, copied.name) == ("mine", "on_step")
-            assert len(copied) == 1 and copied.begin == "patched"
-            copied.unregister_all()
-        assert len(channel) == 1
 
 
 @pytest.mark.contract("K9")
@@ -196,23 +168,6 @@ class TestChannelsAreAPlainDict:
 
 @pytest.mark.contract("K8")
 class TestMerging:
-    def test_the_handle_takes_out_what_was_merged(self, lib, hook, log):
-        hooks, other = lib.PipelineHooks(), lib.PipelineHooks()
-        hooks.register_hook("on_step", hook("a"))
-        for channel in ("on_step", "on_loop"):
-            other.register_hook(channel, hook("b"))
-        same = hooks
-        same += other
-        handle = hooks.register_pipeline_hooks(other)
-        run(hooks)
-        assert same is hooks
-        assert log == ["before a", "before b", "after a", "after b"]
-        handle()
-        handle()
-        run(hooks)
-        run(hooks, "on_loop")
-        assert log[4:] == ["before a", "after a"]
-
     @pytest.mark.parametrize("given", [None, "hooks", {}])
     def test_refuses_what_is_no_hooks(self, ours, given):
         with pytest.raises(TypeError, match="^Expected PipelineHooks, but"):
@@ -320,24 +275,13 @@ class TestFromHooks:
             assert type(hooks) is Subclass
             assert len(hooks.hooks["on_step"]) == count
 
-    @pytest.mark.parametrize("given", ["on_step", [1], [None], [int]])
+    @pytest.mark.parametrize("given", ["on_step", [1], [None], [int], 1])
     def test_refuses_anything_else(self, lib, given):
-        with pytest.raises(
-            TypeError,
-            match="^Expected PipelineHooks or PipelineHooksConfig, but got",
-        ):
+        expected = "^Expected PipelineHooks or PipelineHooksConfig, but got"
+        if given == 1 and lib.name == "upstream":
+            expected = "is not iterable"
+        with pytest.raises(TypeError, match=expected):
             lib.PipelineHooks.from_hooks(given)
-
-    @pytest.mark.also_on()
-    def test_refuses_what_cannot_be_iterated(self, ours, theirs):
-        with pytest.raises(TypeError, match="is not iterable"):
-            theirs.PipelineHooks.from_hooks(1)
-        with pytest.raises(
-            TypeError,
-            match="^Expected PipelineHooks or PipelineHooksConfig, but got "
-            "<class 'int'>$",
-        ):
-            ours.PipelineHooks.from_hooks(1)
 
     def test_says_which_one_and_what_to_call(self, ours):
         cls, hook = ours.PipelineHooks, HookContext.from_callable()

@@ -9,8 +9,7 @@ import pytest
 
 from helpers.hooks import HookContext, Logging
 from robo_orchard_fasthooks import HookContextChannel
-from robo_orchard_fasthooks._dispatch import in_place, set_recorder
-from robo_orchard_fasthooks._record import Recorder, Stats
+from robo_orchard_fasthooks._dispatch import in_place
 
 
 def run(channel):
@@ -53,7 +52,9 @@ def test_a_copy_has_the_hooks_and_changes_alone(channel, clone, dispatched):
     channel.register(quiet())
     if dispatched:
         run(channel)
+    channel.note, channel.begin = "mine", "patched"
     copied = clone(channel)
+    assert (copied.note, copied.begin) == ("mine", "patched")
     assert len(tuple(copied._context_handlers)) == 1
     copied.register(quiet())
     assert len(tuple(copied._context_handlers)) == 2
@@ -110,60 +111,3 @@ def test_a_finalizer_that_registers_while_it_is_made_is_not_lost():
     finally:
         gc.set_threshold(*threshold)
         gc.unfreeze()
-
-
-class TestRecording:
-    """A scope is timed if it is entered and left during one recording."""
-
-    @pytest.fixture
-    def rows(self):
-        return {phase: (Stats(),) for phase in ("before", "after")}
-
-    @pytest.fixture
-    def make(self, rows):
-        return lambda: Recorder(lambda hooks, phase: rows[phase])
-
-    def counts(self, recorder, rows):
-        return (
-            *(recorder.scopes.count, recorder.bodies.count),
-            *(rows[phase][0].count for phase in ("before", "after")),
-        )
-
-    @pytest.mark.parametrize(
-        ("at_first", "within", "expected"),
-        [
-            (True, (), (1, 1, 1, 1)),
-            (False, (True,), (0, 0, 0, 0)),
-            (True, (False,), (0, 0, 1, 0)),
-            (True, (False, True), (0, 0, 1, 0)),
-        ],
-    )
-    @pytest.mark.parametrize("phase", ["body", "before"])
-    def test_from_one_end_to_the_other(
-        self, channel, make, rows, at_first, within, expected, phase
-    ):
-        def change(arg=None):
-            for on in within:
-                set_recorder(channel, recorder if on else None)
-
-        recorder = make()
-        before = change if phase == "before" else None
-        channel.register(HookContext.from_callable(before=before))
-        set_recorder(channel, recorder if at_first else None)
-        with channel.begin(None):
-            if phase == "body":
-                change()
-        assert self.counts(recorder, rows) == expected
-
-    def test_not_by_another_recorder(self, channel, make):
-        """Also where it lies in memory where the first one lay."""
-        channel.register(quiet())
-        for _ in range(20):
-            set_recorder(channel, make())
-            with channel.begin(None):
-                set_recorder(channel, None)
-                second = make()
-                set_recorder(channel, second)
-            assert second.scopes.count == 0
-            set_recorder(channel, None)
-            del second

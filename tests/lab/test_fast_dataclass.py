@@ -30,74 +30,6 @@ def enabled(cls):
         cls.copy_with_updates = COPY
 
 
-class Supported:
-    """Classes whose `__init__` only sets fields."""
-
-    @dataclasses.dataclass
-    class Generated:
-        a: int
-        b: int = 1
-
-        @property
-        def c(self):
-            return self.a
-
-    @dataclasses.dataclass(kw_only=True)
-    class KeywordOnly:
-        a: int
-        b: int = 1
-
-    @dataclasses.dataclass
-    class BareInitVar:
-        a: int
-        b: int = 1
-        c: dataclasses.InitVar[int] = 2
-
-    @dataclasses.dataclass(init=False)
-    class AnotherOrder:
-        a: int
-        b: int = 1
-
-        def __init__(this, b=5, *, c=None, a):  # noqa: N805
-            this.b = b
-            this.a = a
-
-    @dataclasses.dataclass(init=False)
-    class Dropping:
-        a: int
-        b: int = 1
-
-        def __init__(self, a, b=1, c=None, d=None):
-            """Drops two."""
-            del d, c
-            self.a, self.b = a, b
-
-    @dataclasses.dataclass(init=False)
-    class Demanding:
-        a: int
-
-        def __init__(self, a, b):
-            self.a = a
-
-
-@pytest.mark.parametrize(
-    "cls", [each for name, each in vars(Supported).items() if name[0] != "_"]
-)
-def test_supported(cls):
-    def seen():
-        return [
-            outcome(lambda: list(vars(cls(**arguments)).items()))  # noqa: B023
-            for arguments in ({"a": 1}, {"b": 2, "a": 1}, {}, {"d": 1, "a": 1})
-        ]
-
-    assert unsupported_reason(cls) is None
-    expected = seen()
-    with enabled(cls):
-        if cls is not Supported.Demanding:
-            assert python_frames(lambda: cls(a=1)) == []
-        assert seen() == expected
-
-
 def with_init(init):
     """A dataclass of the fields a and b with this `__init__`."""
 
@@ -110,85 +42,85 @@ def with_init(init):
     return dataclasses.dataclass(init=False)(Own)
 
 
-class Inits:
-    """Functions that do more, or less, than to set fields."""
-
-    def call(self, a, b=1):
-        self.a = a
-        self.b = abs(b)
-
-    def branch(self, a, b=1):
-        self.a = a
-        if b:
-            self.b = b
-
-    def global_name(self, a, b=1):
-        self.a = a
-        self.b = COPY
-
-    def generator(self, a, b=1):
-        self.a = a
-        self.b = b
-        yield
-
-    def swapped(self, a, b=1):
-        self.a = b
-        self.b = a
-
-    def constant(self, a, b=1):
-        self.a = a
-        self.b = 1
-
-    def missing(self, a, b=1):
-        self.a = a
-
-    def nothing(self):
-        pass
-
-    def elsewhere(self, a, b=1):
-        self.a = a
-        a.b = b
-
-    def into_a_property(self, a, b=1, c=2):
-        self.a = a
-        self.b = b
-        self.c = c
-
-    def returned(self, a, b=1):
-        self.a = a
-        self.b = b
-        return b
-
-    def by_position(self, a, /, b=1):
-        self.a = a
-        self.b = b
-
-    def stars(self, a, *args, b=1):
-        self.a = a
-        self.b = b
+def init(parameters, body):
+    """An `__init__`, from its source."""
+    namespace = {"COPY": COPY}
+    exec(f"def init(self, {parameters}):\n {body}", namespace)
+    return namespace["init"]
 
 
-MORE = "its __init__ does more than set fields: "
+AB = [("a", int), ("b", int, 1)]
+DEMANDING = with_init(init("a, b, d", "self.a = a; self.b = b"))
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    "cls",
     [
-        *((name, MORE) for name in ("call", "branch", "global_name")),
-        ("generator", MORE),
-        ("swapped", "its __init__ does not set a to its argument"),
-        ("constant", "its __init__ does not set b to its argument"),
-        ("missing", "its __init__ does not set b to its argument"),
-        ("nothing", "its __init__ does not set a to its argument"),
-        ("elsewhere", "its __init__ fails: 'object' object has no attribute"),
-        ("into_a_property", "its __init__ sets c, which is not a field"),
-        ("returned", "its __init__ fails: "),
-        ("by_position", "its __init__ fails: "),
-        ("stars", "its __init__ has * or ** parameters"),
+        dataclasses.make_dataclass(
+            "Generated", AB, namespace={"c": property(abs)}
+        ),
+        dataclasses.make_dataclass("KeywordOnly", AB, kw_only=True),
+        dataclasses.make_dataclass(
+            "BareInitVar", [*AB, ("c", dataclasses.InitVar[int], 2)]
+        ),
+        with_init(init("b=5, *, c=None, a", "self.b = b; self.a = a")),
+        with_init(init("a, b=1, c=0, d=0", "del d, c; self.a, self.b = a, b")),
+        DEMANDING,
     ],
 )
-def test_an_init_that_does_anything_else(name, reason):
-    found = unsupported_reason(with_init(vars(Inits)[name]))
+def test_supported(cls):
+    def seen():
+        return [
+            outcome(lambda: list(vars(cls(**arguments)).items()))  # noqa: B023
+            for arguments in ({"a": 1}, {"b": 2, "a": 1}, {}, {"d": 1, "a": 1})
+        ]
+
+    assert unsupported_reason(cls) is None
+    expected = seen()
+    with enabled(cls):
+        if cls is not DEMANDING:
+            assert python_frames(lambda: cls(a=1)) == []
+        assert seen() == expected
+
+
+MORE = "its __init__ does more than set fields: "
+A_IS_NOT_SET, B_IS_NOT_SET = (
+    f"its __init__ does not set {name} to its argument" for name in "ab"
+)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "body", "reason"),
+    [
+        ("a, b=1", "self.a = a; self.b = abs(b)", MORE),
+        ("a, b=1", "self.a = a\n if b: self.b = b", MORE),
+        ("a, b=1", "self.a = a; self.b = COPY", MORE),
+        ("a, b=1", "self.a = a; self.b = b; yield", MORE),
+        ("a, b=1", "self.a = b; self.b = a", A_IS_NOT_SET),
+        ("a, b=1", "self.a = a; self.b = 1", B_IS_NOT_SET),
+        ("a, b=1", "self.a = a", B_IS_NOT_SET),
+        ("", "pass", A_IS_NOT_SET),
+        (
+            *("a, b=1", "self.a = a; a.b = b"),
+            "its __init__ fails: 'object' object has no attribute",
+        ),
+        (
+            *("a, b=1, c=2", "self.a = a; self.b = b; self.c = c"),
+            "its __init__ sets c, which is not a field",
+        ),
+        (
+            *("a, b=1", "self.a = a; self.b = b; return b"),
+            "its __init__ fails: ",
+        ),
+        ("a, /, b=1", "self.a = a; self.b = b", "its __init__ fails: "),
+        (
+            *("a, *args, b=1", "self.a = a; self.b = b"),
+            "its __init__ has * or ** parameters",
+        ),
+    ],
+)
+def test_an_init_that_does_anything_else(parameters, body, reason):
+    found = unsupported_reason(with_init(init(parameters, body)))
     assert found is not None and found.startswith(reason)
 
 
@@ -204,75 +136,48 @@ def test_what_is_refused_is_not_run():
     assert ran == []
 
 
-class Refused:
-    """Kinds of classes that cannot be made by a copy of a dictionary."""
+def made(a=1, namespace=None, **settings):
+    fields = [("a", int, a)]
+    return dataclasses.make_dataclass(
+        "Own", fields, namespace=namespace, **settings
+    )
 
-    @dataclasses.dataclass
-    class PostInit:
-        a: int = 1
 
-        def __post_init__(self):
-            self.a = 2
-
-    @dataclasses.dataclass
-    class New:
-        a: int = 1
-
-        def __new__(cls, *args):
-            return super().__new__(cls)
-
-    @dataclasses.dataclass
-    class Reading:
-        a: int = 1
-
-        def __getattribute__(self, name):
-            return super().__getattribute__(name)
-
-    @dataclasses.dataclass(frozen=True)
-    class Frozen:
-        a: int = 1
-
-    @dataclasses.dataclass
-    class Factory:
-        a: list = dataclasses.field(default_factory=list)
-
-    @dataclasses.dataclass
-    class NoInit:
-        a: int = dataclasses.field(default=1, init=False)
-
-    @dataclasses.dataclass
-    class Property:
-        a: int = 1
-
-    Property.a = property(lambda self: 2, lambda self, value: None)
-
-    @dataclasses.dataclass
-    class Metaclass(metaclass=type("Meta", (type,), {})):
-        a: int = 1
-
-    class Inherits(PostInit):
-        pass
-
-    PartialInit = with_init(functools.partialmethod(Inits.missing))
+POST_INIT = made(namespace={"__post_init__": print})
+PROPERTY = made()
+PROPERTY.a = property(abs, print)
+META = type("Meta", (type,), {})("Base", (), {})
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("cls", "reason"),
     [
-        ("PostInit", MORE),
-        ("New", "it has a __new__"),
-        ("Reading", "it has a __getattribute__"),
-        ("Frozen", "it has a __setattr__"),
-        ("Factory", MORE),
-        ("NoInit", "its __init__ does not set a to its argument"),
-        ("Property", "its a is not a plain field"),
-        ("Metaclass", "it is not a dataclass, or it has a metaclass"),
-        ("Inherits", "its __init__ is not a function of its own"),
-        ("PartialInit", "its __init__ is not a function of its own"),
+        (POST_INIT, MORE),
+        (
+            made(namespace={"__new__": lambda c, *args: object.__new__(c)}),
+            "it has a __new__",
+        ),
+        (
+            made(namespace={"__getattribute__": lambda self, name: None}),
+            "it has a __getattribute__",
+        ),
+        (made(frozen=True), "it has a __setattr__"),
+        (made(dataclasses.field(default_factory=list)), MORE),
+        (made(dataclasses.field(default=1, init=False)), A_IS_NOT_SET),
+        (PROPERTY, "its a is not a plain field"),
+        (made(bases=(META,)), "it is not a dataclass, or it has a metaclass"),
+        (
+            type("Inherits", (POST_INIT,), {}),
+            "its __init__ is not a function of its own",
+        ),
+        (
+            with_init(functools.partialmethod(init("", "pass"))),
+            "its __init__ is not a function of its own",
+        ),
     ],
 )
-def test_a_class_that_does_more(kind, reason):
-    assert unsupported_reason(getattr(Refused, kind)).startswith(reason)
+def test_a_class_that_does_more(cls, reason):
+    assert unsupported_reason(cls).startswith(reason)
 
 
 def fresh():
@@ -297,35 +202,10 @@ def fresh():
     return Own
 
 
-def put_property(cls):
-    cls.b = property(lambda self: "property", lambda self, value: None)
-
-
-def put_init(cls):
-    def init(self, a, b=1):
-        self.a, self.b, self.c = b, a, 0
-
-    cls.__init__ = init
-
-
-def put_new(cls):
-    def new(cls, *args, **kwargs):
-        made = object.__new__(cls)
-        made.extra = 1
-        return made
-
-    cls.__new__ = new
-
-
 def put_setattr(cls):
-    def setattr_(self, name, value):
-        object.__setattr__(self, name, (name, value))
-
-    cls.__setattr__ = setattr_
-
-
-def put_setattr_in_base(cls):
-    put_setattr(cls.__bases__[0])
+    cls.__setattr__ = lambda self, name, value: object.__setattr__(
+        self, name, (name, value)
+    )
 
 
 def put_getattribute(cls):
@@ -337,28 +217,29 @@ def put_getattribute(cls):
     cls.__getattribute__ = getattribute
 
 
-def put_kwdefaults(cls):
-    cls.__init__.__kwdefaults__ = {"b": "changed"}
+def put_new(cls):
+    def new(cls, *args, **kwargs):
+        made = object.__new__(cls)
+        made.extra = 1
+        return made
+
+    cls.__new__ = new
 
 
-def put_defaults(cls):
-    cls.__init__.__defaults__ = ("changed",)
-
-
-def put_code(cls):
-    def init(self, a, c=2, *, b=1):
-        self.a = "changed"
-        self.b = b
-        self.c = c
-
-    cls.__init__.__code__ = init.__code__
+SWAPPED = init("a, b=1", "self.a, self.b, self.c = b, a, 0")
+CHANGED = init("a, c=2, *, b=1", "self.a = 'changed'; self.b = b; self.c = c")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        *(put_property, put_init, put_new, put_setattr, put_setattr_in_base),
-        *(put_getattribute, put_kwdefaults, put_defaults, put_code),
+        *(put_setattr, put_getattribute, put_new),
+        lambda cls: put_setattr(cls.__bases__[0]),
+        lambda cls: setattr(cls, "b", property(abs, lambda *args: None)),
+        lambda cls: setattr(cls, "__init__", SWAPPED),
+        lambda cls: setattr(cls.__init__, "__kwdefaults__", {"b": "changed"}),
+        lambda cls: setattr(cls.__init__, "__defaults__", ("changed",)),
+        lambda cls: setattr(cls.__init__, "__code__", CHANGED.__code__),
     ],
 )
 def test_later_changes_count(change):
@@ -385,13 +266,13 @@ def test_later_changes_count(change):
 
 def test_a_change_that_is_taken_back():
     cls = fresh()
-    init = vars(cls)["__init__"]
+    original = vars(cls)["__init__"]
     with enabled(cls):
         for _ in range(3):
             assert python_frames(lambda: cls(a=1)) == []
-            put_init(cls)
+            cls.__init__ = SWAPPED
             assert python_frames(lambda: cls(a=1)) == ["init"]
-            cls.__init__ = init
+            cls.__init__ = original
             cls.other = 1
 
 

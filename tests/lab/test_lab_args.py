@@ -11,7 +11,6 @@ import pickle
 import sys
 import weakref
 from functools import partial
-from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,11 +28,6 @@ from helpers.lab import (
 from robo_orchard_fasthooks import lab
 
 VALUE = Value()
-TRAINER_S = (
-    *("accelerator", "max_step", "max_epoch", "epoch_id", "step_id"),
-    *("global_step_id", "dataloader", "model", "optimizer", "lr_scheduler"),
-    *("start_epoch", "start_step"),
-)
 
 
 @pytest.fixture(params=["0.4.0", "0.5"])
@@ -54,22 +48,13 @@ def initialised_again(args):
     return args
 
 
+# Beside what hypothesis draws.
 CONSTRUCTIONS = {
-    "as the trainer": lambda cls: cls(**dict.fromkeys(TRAINER_S, VALUE)),
-    "by position": lambda cls: cls(VALUE, 1, 2),
     "all by position": lambda cls: cls(*range(len(names_of(cls)))),
-    "all by keyword": lambda cls: cls(**dict.fromkeys(names_of(cls), VALUE)),
-    "in another order": lambda cls: cls(batch=VALUE, accelerator=2),
-    "by position and keyword": lambda cls: cls(VALUE, step_id=3, batch=4),
     "a name made at run time": lambda cls: cls(
         accelerator=1, **{"".join(["step", "_id"]): 3}
     ),
     "equal to the default": lambda cls: cls(accelerator=1, epoch_id=False),
-    "missing": lambda cls: cls(step_id=1),
-    "nothing": lambda cls: cls(),
-    "unknown": lambda cls: cls(accelerator=1, nope=2),
-    "unknown for the missing": lambda cls: cls(nope=2),
-    "twice": lambda cls: cls(1, accelerator=2),
     "too many": lambda cls: cls(*range(30)),
     "no string": lambda cls: cls(**{1: 2}),
     "loss": lambda cls: cls(accelerator=1, reduce_loss=2),
@@ -85,15 +70,9 @@ CONSTRUCTIONS = {
     "initialised again": lambda cls: initialised_again(cls(accelerator=1)),
 }
 UPDATES = {
-    "none": {},
-    "batch": {"batch": VALUE, "step_id": 2},
-    "as a batch processor": {"batch": 1, "model_outputs": 2},
-    "to None": {"batch": None},
     "loss": {"reduce_loss": 2},
     "0.5's loss": {"batch": 2, "reduced_backward_loss": 2},
-    "unknown": {"batch": 1, "nope": 2},
     "class attribute": {"__doc__": "mine"},
-    "method": {"copy_with_updates": 1},
 }
 
 
@@ -216,19 +195,6 @@ class TestInstalled:
         assert (args.batch, args.step_id, copied.epoch_id) == (None, 0, 0)
         assert (other.batch, other.step_id, other.epoch_id) == (None, 0, 0)
 
-    def test_a_patched_init_counts(self, cls):
-        args = cls(accelerator=1)
-        with mock.patch.object(cls, "__init__", return_value=None) as init:
-            cls(accelerator=1)
-            cls(1, step_id=2)
-            args.copy_with_updates(batch=3)
-        assert init.call_args_list == [
-            mock.call(accelerator=1),
-            mock.call(1, step_id=2),
-            mock.call(**vars(args)),
-        ]
-        assert python_frames(lambda: cls(accelerator=1)) == []
-
     def test_weak_references_and_cycles(self, cls):
         args = cls(accelerator=1)
         copied = args.copy_with_updates(batch=args)
@@ -268,14 +234,6 @@ class TestInstalled:
             gc.enable()
 
 
-def with_field(base):
-    @dataclasses.dataclass
-    class Own(base):
-        extra: int = 1
-
-    return Own
-
-
 def with_post_init(base):
     @dataclasses.dataclass
     class Own(base):
@@ -313,7 +271,7 @@ def plain(base):
 
 @pytest.mark.parametrize("when", ["before", "while installed"])
 @pytest.mark.parametrize(
-    "subclass", [with_field, with_post_init, with_init, with_new, plain]
+    "subclass", [with_post_init, with_init, with_new, plain]
 )
 def test_subclasses_are_made_as_before(cls, subclass, when):
     before = subclass(cls)
@@ -332,7 +290,7 @@ def test_subclasses_are_made_as_before(cls, subclass, when):
                     {},
                     {"batch": 2, "model_outputs": 3},
                     {"reduce_loss": 4},
-                    {"made": 3, "extra": 4},
+                    {"made": 3},
                 )
             ),
         ]

@@ -1,6 +1,5 @@
 """RoboOrchardLab's clipping hook, as `lab.install` changes it."""
 
-import math
 from unittest import mock
 
 import pytest
@@ -22,34 +21,15 @@ def accelerator():
 
 
 class TestClipping:
-    def gradients(self, hook, accelerator, scale=1.0):
+    def gradients(self, hook, accelerator):
         generator = torch.Generator().manual_seed(0)
         shapes = [(3, 4), (5,), (), (7, 11), *[(64,)] * 8]
         params = [torch.nn.Parameter(torch.zeros(each)) for each in shapes]
         for param in params:
-            param.grad = scale * torch.randn(param.shape, generator=generator)
+            param.grad = torch.randn(param.shape, generator=generator)
         optimizer = torch.optim.SGD(params, lr=1)
         run(hook, Args(accelerator=accelerator, optimizer=optimizer))
         return [param.grad.tolist() for param in params]
-
-    @pytest.mark.parametrize("scale", [1e-3, 1e3])
-    @pytest.mark.parametrize(
-        "settings",
-        [
-            {"clip_mode": "norm", "max_norm": 1.5},
-            {"clip_mode": "norm", "max_norm": 1.5, "norm_type": math.inf},
-            {"clip_mode": "value", "clip_value": 0.5},
-        ],
-    )
-    def test_gives_the_same_bits(self, accelerator, settings, scale):
-        config = upstream.grad_clip.GradientClippingHookConfig(**settings)
-
-        def call():
-            hook = config()
-            grads = self.gradients(hook, accelerator, scale)
-            return grads, list(vars(hook))
-
-        assert_same_installed(call)
 
     def test_is_ours(self, accelerator, installed):
         hook = CONFIG()

@@ -71,26 +71,3 @@ def test_the_right_order(clipping, stepping, args):
         run(hooks, args)
     norm = param_of(args.optimizer).norm().item()
     assert norm == pytest.approx(3, rel=1e-5)
-
-
-def test_two_optimizers_in_one_phase(stepping, args):
-    """The second one has no gradients in the second step."""
-    hooks = PipelineHooks()
-    other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1)
-    optimizers = args.optimizer, other
-    for optimizer, cfgs in zip(optimizers, FAMILIES.values(), strict=True):
-        hooks.register_hook(
-            "on_step",
-            ours.HookContext.from_callable(
-                after=lambda args, o=optimizer: setattr(args, "optimizer", o)
-            ),
-        )
-        hooks += cfgs[0](**CLIPPING)()
-        hooks += type(stepping)(None)
-    for step in range(3):
-        for optimizer in optimizers[: 1 if step == 1 else 2]:
-            param_of(optimizer).grad = torch.tensor([3.0, 4.0])
-        run(hooks, args)
-    assert [
-        param_of(optimizer).norm().item() for optimizer in optimizers
-    ] == pytest.approx([3, 2], rel=1e-5)

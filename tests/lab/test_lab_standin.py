@@ -7,7 +7,6 @@ import itertools
 import math
 import sys
 import warnings
-from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
@@ -441,43 +440,3 @@ class TestTheirHooks:
             return param.grad.tolist()
 
         same_installed(call)
-
-    def test_is_still_switched_off_by_another_mode(self, theirs):
-        def call():
-            clipping = hook(theirs)
-            clipping.clip_mode = None
-            return program(theirs, [clipping])
-
-        assert same_installed(call) == program(theirs)
-
-
-class TestHooksMergedIntoThisPackage:
-    """0.5 has the channel on_optimizer_step, which 0.4 and this lack."""
-
-    @pytest.mark.parametrize("installed", [False, True])
-    def test_an_empty_channel_that_is_unknown_is_skipped(
-        self, theirs, ours, installed
-    ):
-        log = []
-        with lab.install() if installed else nullcontext():
-            hook = theirs.PipelineHooks()
-            given = HookContext.from_callable(before=log.append)
-            hook.register_hook("on_step", given)
-            hooks = ours.PipelineHooks.from_hooks([hook])
-        assert tuple(hooks.hooks) == CHANNELS[:-1]
-        with hooks.begin("on_step", ours.PipelineHookArgs(None)) as args:
-            assert log == [args]
-        handle = hooks.register_pipeline_hooks(hook)
-        handle.remove()
-        assert not any(map(len, hooks.hooks.values()))
-
-    def test_hooks_in_an_unknown_channel_are_an_error(self, theirs, ours):
-        hook = theirs.PipelineHooks()
-        for name in ("on_step", "on_optimizer_step"):
-            hook.register_hook(name, HookContext.from_callable())
-        hooks = ours.PipelineHooks()
-        with pytest.raises(KeyError) as caught:
-            hooks += hook
-        for name in CHANNELS:
-            assert repr(name) in caught.value.args[0]
-        assert not any(map(len, hooks.hooks.values()))

@@ -78,16 +78,6 @@ class TestTable:
     def test_times_in_words(self, ns, text):
         assert report._time(ns) == text
 
-    def test_of_three_ranks(self):
-        profiles = [
-            {"on_step": {"hooks": [{"hook": "a", "phase": "after", **times}]}}
-            for times in ({"sum": 1, "mean": mean} for mean in (30, 50, 10))
-        ]
-        assert cells(report.table_of_ranks(profiles)) == [
-            ["hook", "at", "min", "median", "max", "slowest", "ranks"],
-            ["a", "on_step.after", "10 ns", "30 ns", "50 ns", "rank 1", "3"],
-        ]
-
     def test_of_one_process(self, profiled):
         found = cells(profiled.table(reduce=Accelerator(cpu=True)))
         times = 3 * ["250 ns"]

@@ -152,19 +152,6 @@ class TestRows:
             step(hooks)
         assert counts(profiler)["Waiting 'w'", "after"] == 2
 
-    def test_threads_that_register_hooks(self, hooks):
-        """Hooks that are being named are not freed: it once crashed."""
-
-        def churn(number):
-            end = time.monotonic() + 0.5
-            while time.monotonic() < end:
-                for handle in [add(hooks, None, passing) for _ in range(20)]:
-                    handle.remove()
-                step(hooks)
-
-        with HookProfiler(hooks):
-            run(churn)
-
     def test_a_debugger_that_holds_all_objects(self, hooks):
         held = []
 

@@ -72,10 +72,6 @@ def numeric(args: int) -> None:
     pass
 
 
-def after_two(args: PipelineHookArgs, more: int) -> None:
-    pass
-
-
 def changed(args: PipelineHookArgs) -> PipelineHookArgs:
     return args.copy_with_updates(batch=1)
 
@@ -91,12 +87,9 @@ def registering(hooks: PipelineHooks, channel: str) -> None:
     hooks.register_hook("on_step", after)  # error: [arg-type]
     hooks.register_hook("on_step", OtherArguments)  # error: [arg-type]
     hooks.register_hook("on_step", Mine())  # error: [arg-type]
-    hooks.register_hook("on_step")  # error: [call-arg]
     hooks.register_hook("on_step", NoAfter())  # error: [abstract]
-    hooks.register_hook("on_step", hook(aftr=after))  # error: [call-arg]
     hooks.register_hook("on_step", hook(after))  # error: [arg-type]
     hooks.register_hook("on_step", hook(None, numeric))  # error: [arg-type]
-    hooks.register_hook("on_step", hook(after=after_two))  # error: [arg-type]
     hooks.register_hook("on_step", hook(before=changed))  # error: [arg-type]
     hooks.register_hook("on_step", hook(after=later))  # error: [arg-type]
     hooks.register_hook(
@@ -121,7 +114,6 @@ def channels(hooks: PipelineHooks, name: PipelineHookChanelType) -> None:
     channel.register(after)  # error: [arg-type]
     channel.begin(1)  # error: [arg-type]
     print(channel["first"].before_info)  # error: [index]
-    print(channel[0].befor)  # error: [attr-defined]
     channel += after  # error: [arg-type]
     HookContextChannel[int]()  # error: [call-arg]
     hooks.hooks[name] = Mine()  # error: [assignment]
@@ -130,15 +122,9 @@ def channels(hooks: PipelineHooks, name: PipelineHookChanelType) -> None:
 
 def merging(hooks: PipelineHooks, config: MineConfig) -> None:
     hooks += config  # error: [arg-type]
-    hooks += OtherArguments()  # error: [arg-type]
-    hooks += Mine  # error: [arg-type]
     hooks.register_pipeline_hooks(config)  # error: [arg-type]
-    hooks.register_pipeline_hooks([hooks])  # error: [arg-type]
     PipelineHooks.from_hooks()  # error: [call-arg]
-    PipelineHooks.from_hooks("on_step")  # error: [arg-type]
     PipelineHooks.from_hooks(OptimizerHook)  # error: [arg-type]
-    PipelineHooks.from_hooks(MineConfig)  # error: [arg-type]
-    PipelineHooks.from_hooks([OptimizerHook])  # error: [list-item]
     PipelineHooks.from_hooks([after])  # error: [list-item]
     print(Mine.from_hooks(hooks).evry)  # error: [attr-defined]
 
@@ -153,7 +139,6 @@ def scopes(hooks: PipelineHooks, args: PipelineHookArgs) -> None:
 
 def arguments(args: PipelineHookArgs) -> None:
     PipelineHookArgs()  # error: [call-arg]
-    PipelineHookArgs(None, epoch=1)  # error: [call-arg]
     PipelineHookArgs(None, step_id="1")  # error: [arg-type]
     PipelineHookArgs(None, model="resnet")  # error: [arg-type]
     args.copy_with_update(batch=1)  # error: [attr-defined]
@@ -163,14 +148,11 @@ def arguments(args: PipelineHookArgs) -> None:
 def configs(config: GradientClippingHookConfig) -> None:
     GradientClippingHookConfig(max_norm=1.0)  # error: [call-arg]
     GradientClippingHookConfig(clip_mode="nrm")  # error: [arg-type]
-    GradientClippingHookConfig(clip_mode="norm", max=1)  # error: [call-arg]
     GradientClippingHookConfig(
         clip_mode="value",
         clip_value="1",  # error: [arg-type]
     )
     OptimizerHookConfig(lr=0.1)  # error: [call-arg]
-    MineConfig(every="1")  # error: [arg-type]
-    print(MineConfig().evry)  # error: [attr-defined]
     print(MineConfig()().evry)  # error: [attr-defined]
     print(config().max_nrm)  # error: [attr-defined]
     config.to_str("xml")  # error: [arg-type]
@@ -182,28 +164,22 @@ def clipping_hook(hook: GradientClippingHook) -> None:
     GradientClippingHook(OptimizerHookConfig())  # error: [arg-type]
     GradientClippingHook(clip_mode="norm")  # error: [call-arg]
     hook.clip_mode = "nrm"  # error: [assignment]
-    hook.max_norm = "1"  # error: [assignment]
     hook.cuda_graph = "yes"  # error: [assignment]
     hook.total_norm.item()  # error: [union-attr]
 
 
 def clipping(model: torch.nn.Module, norm: float) -> None:
-    clip_grad_norm_(model.parameters())  # error: [call-arg]
     clip_grad_norm_(model, 1.0)  # error: [arg-type]
     clip_grad_norm_(model.parameters(), "1")  # error: [arg-type]
-    clip_grad_norm_(model.parameters(), 1.0, error=True)  # error: [call-arg]
     norm = clip_grad_norm_(model.parameters(), 1.0)  # error: [assignment]
     clip_grad_value_(model.parameters(), clip=1.0)  # error: [call-arg]
-    clip_grad_value_(model.parameters(), None)  # error: [arg-type]
     clip_grad_value_([1.0], 1.0)  # error: [list-item]
     print(clip_grad_value_([], norm))  # error: [func-returns-value]
     clip_grad_norm_([], 1.0, 2.0, False, None, True)  # error: [call-arg]
     clip_grad_value_([], 1.0, None, True)  # error: [call-arg]
     clip_grad_norm_([], 1.0, cuda_graph="yes")  # error: [arg-type]
     grads = [torch.ones(2)]
-    get_total_norm()  # error: [call-arg]
     get_total_norm(model)  # error: [arg-type]
-    get_total_norm(grads, max_norm=1.0)  # error: [call-arg]
     total: float = get_total_norm(grads)  # error: [assignment]
     clip_grads_with_norm_(model.parameters(), 1.0)  # error: [call-arg]
     clip_grads_with_norm_(grads, 1.0, total)  # error: [arg-type]
@@ -213,20 +189,15 @@ def outputs(output: ModelOutput, losses: ModelOutputHasLossKeys) -> None:
     output.loss_keys()  # error: [attr-defined]
     print(output.loss)  # error: [attr-defined]
     outputs([1], losses)  # error: [arg-type]
-    outputs(output, {"loss": 1})  # error: [arg-type]
 
 
 def profiling(hooks: PipelineHooks) -> None:
-    HookProfiler()  # error: [call-arg]
-    HookProfiler(1)  # error: [arg-type]
     HookProfiler([hooks])  # error: [arg-type]
     HookProfiler(hooks, True)  # error: [call-arg]
-    HookProfiler(hooks, cuda=True)  # error: [call-arg]
     HookProfiler(hooks, warn_above="10%")  # error: [arg-type]
     with HookProfiler(hooks) as profiler:
         profiler.tabel()  # error: [attr-defined]
         profiler.table(timeout="1")  # error: [arg-type]
-        profiler.to_json()  # error: [call-arg]
         print(profiler.to_dict().on_step)  # error: [attr-defined]
         profiler.to_dict()["on_step"]["scop"]  # error: [typeddict-item]
 
@@ -234,7 +205,6 @@ def profiling(hooks: PipelineHooks) -> None:
 def in_lab(status: lab.Status) -> None:
     lab.install(verbos=True)  # error: [call-arg]
     lab.uninstall(True)  # error: [call-arg]
-    print(status.instaled)  # error: [attr-defined]
     status.installed = True  # error: [misc]
     lab.status().names["begin"] = "replaced"  # error: [index]
     with lab.install() as installed:
@@ -249,6 +219,5 @@ def instructions() -> None:
     testing.count(make_work)  # error: [arg-type]
     testing.count(sizes=10)  # error: [arg-type]
     testing.count()["make_work"]  # error: [call-overload]
-    testing.count(size=(1, 2))  # error: [call-arg]
     testing.Counting("-c pass")  # error: [arg-type]
     testing.run_counted("work", sizes=(1, 2))  # error: [call-arg]
