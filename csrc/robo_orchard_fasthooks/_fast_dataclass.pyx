@@ -1,12 +1,11 @@
 """Fast construction and copies of arguments that are a plain dataclass.
 
-RoboOrchardLab's arguments keep their class and their `__init__`, but a call of
-the class does not run it: the class's `tp_vectorcall` is a function that
-copies a dictionary of the defaults and sets the arguments that differ: 40 % of
-the instructions of a call. A copy of an instance is a copy of its dictionary:
-15 % (CPython 3.11). Whatever later changes the class, or the code or defaults
-of its `__init__`, is noticed, and Python then does as usual; only a change
-inside the dictionary `__kwdefaults__` is not.
+The class keeps its `__init__`, but a call does not run it: `tp_vectorcall`
+copies a dictionary of the defaults and sets the arguments that differ (40 % of
+the instructions). A copy of an instance is a copy of its dictionary (15 %).
+What later changes the class, or the code or defaults of its `__init__`, is
+noticed, and Python then does as usual; only a change inside the dictionary
+`__kwdefaults__` is not.
 """
 
 import dataclasses
@@ -42,28 +41,12 @@ cdef extern from "Python.h":
 
 cdef object _MISSING = object()
 # Instructions that only move arguments to attributes: code that consists of
-# these alone always does what one trial shows. Their numbers differ between
-# versions of CPython, their names less so.
+# these alone always does what one trial shows.
 cdef frozenset _MOVES = frozenset(
-    [
-        "CACHE",
-        "DELETE_FAST",
-        "EXTENDED_ARG",
-        "LOAD_CONST",
-        "LOAD_FAST",
-        "LOAD_FAST_BORROW",
-        "LOAD_FAST_BORROW_LOAD_FAST_BORROW",
-        "LOAD_FAST_LOAD_FAST",
-        "NOP",
-        "RESUME",
-        "RETURN_CONST",
-        "RETURN_VALUE",
-        "ROT_FOUR",
-        "ROT_THREE",
-        "ROT_TWO",
-        "STORE_ATTR",
-        "SWAP",
-    ]
+    "CACHE DELETE_FAST EXTENDED_ARG LOAD_CONST LOAD_FAST LOAD_FAST_BORROW "
+    "LOAD_FAST_BORROW_LOAD_FAST_BORROW LOAD_FAST_LOAD_FAST NOP RESUME "
+    "RETURN_CONST RETURN_VALUE ROT_FOUR ROT_THREE ROT_TWO STORE_ATTR "
+    "SWAP".split()
 )
 
 
@@ -105,7 +88,7 @@ cdef object _unsupported_init(cls, dict names):
             return f"its __init__ sets {each.argval}, which is not a field"
     given = {name: object() for name in _parameters(init)}
     try:
-        held = _by_python(cls, given)
+        held = vars(type.__call__(cls, **given))
     except Exception as error:
         return f"its __init__ fails: {error}"
     for name in names:
@@ -127,11 +110,6 @@ cdef dict _parameters(init):
     }
 
 
-cdef dict _by_python(cls, dict arguments):
-    """The attributes of an instance that Python makes in the usual way."""
-    return vars(type.__call__(cls, **arguments))
-
-
 @cython.final
 @cython.auto_pickle(False)
 cdef class _Construction:
@@ -144,20 +122,18 @@ cdef class _Construction:
     cdef PyObject* defaults
     cdef PyObject* kwdefaults
     cdef tuple alive
-    # The fields in the order in which `init` sets them, with their defaults,
-    # _MISSING if there is none; and how many parameters have none.
+    # The fields as `init` sets them, with their defaults, or _MISSING; and how
+    # many parameters have none.
     cdef dict namespace
     cdef tuple names
     cdef Py_ssize_t required
-    # The version tag of the class when it was last checked and found to be
-    # unchanged, else -1. CPython invalidates the tag whenever an attribute of
-    # the class or of a base is set, and then assigns another one. Comparing it
-    # replaces all checks; the lookup of `__init__` alone would cost 140
-    # instructions.
+    # The version tag of the class when it was last found unchanged, else -1.
+    # CPython assigns another one after any change of the class or of a base.
+    # Comparing it replaces all checks; the lookup of `__init__` alone would
+    # cost 140 instructions.
     cdef long long version
-    # The keywords of the last call, then the default of each. Calls from one
-    # place in a program pass the same tuple. In one tuple, so that a call from
-    # another thread or from a finalizer replaces both.
+    # The keywords of the last call (calls from one place pass the same tuple),
+    # then the default of each: one tuple, so that threads replace both.
     cdef tuple last_call
 
     def __cinit__(self, cls):
@@ -175,7 +151,7 @@ cdef class _Construction:
         self.required = len(given)
         # Not the dictionary of the instance itself, which shares its keys with
         # the class: the interpreter cannot specialise access to its copies.
-        self.namespace = dict(_by_python(cls, given).items())
+        self.namespace = dict(vars(type.__call__(cls, **given)).items())
         self.names = tuple(self.namespace)
         self.last_call = (None,)
         self.version = -1
@@ -204,11 +180,7 @@ cdef class _Construction:
         return True
 
     cdef tuple analyze(self, tuple keywords):
-        """Returns `last_call` for these keywords.
-
-        None if Python has to be called: one is not a field, or one that has no
-        default is missing.
-        """
+        """Returns `last_call` for these keywords, None if Python must act."""
         cdef Py_ssize_t required = 0
         defaults = []
         for keyword in keywords:
@@ -224,10 +196,9 @@ cdef class _Construction:
 
     cdef inline bint are_fields(self, dict namespace) except -1:
         """Whether a dictionary holds the fields and nothing else."""
-        # Other attributes come after the fields, and a deletion leaves a gap
-        # until the dictionary is copied. So it is enough that the size is
-        # right, that the last field comes last and that nothing follows.
-        # Comparing every key would cost 450 more instructions.
+        # Other attributes come after the fields, and a deletion leaves a gap.
+        # So it is enough that the size is right and that the last field comes
+        # last; comparing every key would cost 450 more instructions.
         cdef Py_ssize_t last = PyTuple_GET_SIZE(<PyObject*>self.names) - 1
         cdef Py_ssize_t position = last
         cdef PyObject* key

@@ -12,11 +12,7 @@ import torch
 from accelerate import Accelerator
 from typing_extensions import Self
 
-from robo_orchard_fasthooks._dispatch import (
-    Registrations,
-    recorder_of,
-    set_recorder,
-)
+from robo_orchard_fasthooks._dispatch import Registrations, set_recorder
 from robo_orchard_fasthooks._profiling import report
 from robo_orchard_fasthooks._profiling.profile import (
     CallbackTimes,
@@ -141,7 +137,7 @@ class HookProfiler:
                     "Create the hooks after "
                     "robo_orchard_fasthooks.lab.install()"
                 )
-            if recorder_of(channel) is not None:
+            if channel._recorder is not None:
                 raise RuntimeError(
                     f"channel {name!r} is already being profiled: stop the "
                     "other HookProfiler first"
