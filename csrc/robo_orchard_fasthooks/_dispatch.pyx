@@ -114,8 +114,7 @@ Args:
     arg: The object that every hook is called with, and that `with` yields.
 
 Returns:
-    Scope: A context manager that can be entered once, or a decorator. No
-        hook runs before it is entered.
+    Scope: A context manager that can be entered once, or a decorator.
 """
         return _open(self, arg)
 
@@ -128,8 +127,7 @@ Returns:
                 that one stays, at its position.
 
         Returns:
-            RemoveableHandle: Calling it, calling its `remove` method, or
-                leaving it as a context manager unregisters the hook.
+            RemoveableHandle: Calling or leaving it unregisters the hook.
 
         Raises:
             TypeError: The object is not a hook, or is not hashable.
@@ -152,8 +150,7 @@ Returns:
             channel (HookContextChannel): The other channel.
 
         Returns:
-            RemoveableHandle: Calling it, calling its `remove` method, or
-                leaving it as a context manager unregisters all of them.
+            RemoveableHandle: Calling or leaving it unregisters all of them.
 
         Raises:
             ValueError: The channels have different names.
@@ -183,11 +180,8 @@ Returns:
             self._drop_snapshot()
 
     def __getstate__(self):
-        return {
-            **self.__dict__,
-            **slots(self),
-            "_context_handlers": self._context_handlers,
-        }
+        handlers = self._context_handlers
+        return {**vars(self), **slots(self), "_context_handlers": handlers}
 
     def __setstate__(self, state):
         if isinstance(state, tuple):  # As `object.__getstate__` returns it.
@@ -334,9 +328,7 @@ def begin(self, channel, arg=_MISSING):
         found = _find(<dict>hooks, channel)
         if found == NULL:
             PyErr_Clear()  # find_channel raises it again, and explains it.
-    registered = (
-        <object>found if found != NULL else find_channel(self, channel)
-    )
+    registered = <object>found if found else find_channel(self, channel)
     if (
         type(registered) is HookContextChannel
         or type(registered) is LabChannel
@@ -425,7 +417,7 @@ cdef class Scope:
             return self._enter()
         if len(args) == 3:
             return self._exit(args[0], args[1])
-        return self._decorate(*args)
+        return decorated(*args, channel=self.channel, arg=self.arg)
 
     cdef object _enter(self):
         if self.state != NEW:
@@ -497,9 +489,6 @@ cdef class Scope:
                 # If the argument kept it, traceback, frame and batch would be
                 # a cycle, and a retry when out of memory would lack theirs.
                 _set_exception(self.arg, previous)
-
-    def _decorate(self, function):
-        return decorated(function, self.channel, self.arg)
 
 
 cdef int _run(Scope scope, str phase, str slot) except -1:
@@ -678,10 +667,9 @@ cdef inline bint _is_plain(object callback) except -1:
 class RemoveableHandle(core.RemoveableHandle[CallableType]):
     """Unregisters what was registered.
 
-    Calling the handle unregisters the hook, even if it has been registered
-    again since; if it is not registered, nothing happens. `remove()`, and
-    leaving the handle as a context manager, do the same and disable the
-    handle.
+    Calling the handle unregisters the hook, even if it was registered again
+    since, if it still is. `remove()`, and leaving the handle as a context
+    manager, also disable the handle.
 
     Args:
         hook (Callable): The function that unregisters.

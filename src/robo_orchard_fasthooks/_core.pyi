@@ -34,8 +34,6 @@ class RemoveableHandle(Generic[_CallableType]):
     ) -> None: ...
 
 class HookContext(Generic[_T], metaclass=ABCMeta):
-    """A hook: callbacks that run before and after a part of the work."""
-
     name: str | None
     def __init__(self, name: str | None = None) -> None: ...
     @property
@@ -43,24 +41,17 @@ class HookContext(Generic[_T], metaclass=ABCMeta):
     @property
     def after_info(self) -> Any: ...
     @abstractmethod
-    def before(self, arg: _T, /) -> None:
-        """Runs before that part."""
-
+    def before(self, arg: _T, /) -> None: ...
     @abstractmethod
-    def after(self, arg: _T, /) -> None:
-        """Runs after that part, even if it raised an exception."""
-
+    def after(self, arg: _T, /) -> None: ...
     @contextmanager
-    def begin(self, arg: _T) -> Generator[_T, Any, None]:
-        """Runs `before` on entering and `after` on leaving."""
-
+    def begin(self, arg: _T) -> Generator[_T, Any, None]: ...
     @staticmethod
     def from_callable(
         name: str | None = None,
         before: Callable[[_T], None] | None = None,
         after: Callable[[_T], None] | None = None,
-    ) -> HookContext[_T]:
-        """Creates a hook from functions."""
+    ) -> HookContext[_T]: ...
 
 class HookContextChannel(Generic[_T]):
     name: str
@@ -92,21 +83,11 @@ class ClassConfig(BaseModel, Generic[_T_co]):
     def to_dict(
         self,
         mode: Literal["python", "json"] = "python",
-        exclude_unset: bool = False,
-        exclude_defaults: bool = False,
-        exclude_none: bool = False,
-        include_config_type: bool = False,
+        *args: Any,
         **kwargs: Any,
     ) -> dict[str, Any]: ...
     def to_str(
-        self,
-        format: _Format = "json",
-        exclude_unset: bool = False,
-        exclude_defaults: bool = False,
-        exclude_none: bool = False,
-        include_config_type: bool = True,
-        round_trip: bool = False,
-        **kwargs: Any,
+        self, format: _Format = "json", *args: Any, **kwargs: Any
     ) -> str: ...
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self: ...

@@ -34,7 +34,6 @@ class Ranges:
 
 
 class _Thread(threading.local):
-    # One list for each thread, because several threads may run the same
-    # callback at once. It has several entries where a callback runs itself.
+    # A list for each thread, with several entries if a callback runs itself.
     def __init__(self) -> None:
         self.opened: list[Any] = []

@@ -35,8 +35,7 @@ def gather(
             raise
         raise RuntimeError(
             "every rank has to call table(reduce=accelerator), but within "
-            f"{timeout:g} s these ranks did not: "
-            f"{', '.join(map(str, missing))}"
+            f"{timeout:g} s these ranks did not: {str(missing)[1:-1]}"
         ) from error
     found = [json.loads(store.get(key)) for key in keys]
     # Every rank has made this call, so every rank has read the last one's.
