@@ -48,8 +48,7 @@ cdef extern from "Python.h":
 T = TypeVar("T")
 CallableType = TypeVar("CallableType")
 
-# How often a recorder was set or removed, in all channels.
-cdef long long _recordings = 0
+cdef long long _recordings = 0  # In all channels.
 
 
 cdef class Registrations:
@@ -395,9 +394,8 @@ cdef class Scope:
     cdef Registrations channel
     cdef object arg
     cdef int state
-    # The hooks of the current phase, and how many of them have run.
-    cdef tuple hooks
-    cdef Py_ssize_t position
+    cdef tuple hooks  # Of the current phase.
+    cdef Py_ssize_t position  # How many of them have run.
     # The number of the recording when the scope was entered (20 instructions
     # less than a reference to the recorder), and when it was entered and its
     # body began (-1: not yet).
@@ -462,11 +460,9 @@ cdef class Scope:
             recorder.leave(self.entered, self.began, ended)
 
     cdef inline bint _is_timed(self) noexcept:
-        # By one recording, since the scope was entered.
         return self.recording and self.recording == self.channel._recording
 
     cdef inline bint _begin_phase(self) except -1:
-        # Takes the hooks of this moment; returns whether there are any.
         if self.channel._hooks is None:
             self.channel._take_snapshot()
         if not self.channel._hooks:
@@ -570,7 +566,7 @@ cdef inline int _call(
     PyObject_CallMethodOneArg(hook, phase, arg)
 
 
-# Whether the class is not patched, by its version, as in `_has_own_begin`.
+# By its version, as in `_has_own_begin`.
 cdef inline bint _class_is_original() except -1:
     global _original_version
     cdef PyTypeObject* cls = <PyTypeObject*>FromCallable
@@ -634,7 +630,6 @@ cdef int _explain(Scope scope, str phase, object error) except -1:
 
 cdef int _check_hook(object hook) except -1:
     cdef dict attributes
-    # Nearly all hooks are found right without asking Python.
     if type(hook) is FromCallable and _class_is_original():
         attributes = PyObject_GenericGetDict(hook, NULL)
         if len(attributes) == _unpatched_size:
@@ -654,7 +649,6 @@ cdef object _Method = MethodType
 
 
 cdef inline bint _is_plain(object callback) except -1:
-    # Whether it is a function or a method that runs when it is called.
     cdef PyObject* function = <PyObject*>callback
     if type(callback) is _Method:
         function = PyMethod_GET_FUNCTION(callback)

@@ -117,7 +117,7 @@ cdef class _Construction:
 
     cdef object cls
     cdef object init
-    # What `init` consisted of when it was analyzed, and what keeps it alive.
+    # What `init` consisted of, and what keeps it alive.
     cdef PyObject* code
     cdef PyObject* defaults
     cdef PyObject* kwdefaults
@@ -149,8 +149,7 @@ cdef class _Construction:
         parameters = _parameters(self.init)
         given = {n: v for n, v in parameters.items() if v is _MISSING}
         self.required = len(given)
-        # Not the dictionary of the instance itself, which shares its keys with
-        # the class: the interpreter cannot specialise access to its copies.
+        # The instance's own dictionary shares keys, and its copies are slow.
         self.namespace = dict(vars(type.__call__(cls, **given)).items())
         self.names = tuple(self.namespace)
         self.last_call = (None,)
@@ -173,8 +172,7 @@ cdef class _Construction:
             or _unsupported_class(self.cls, self.names) is not None
         ):
             return False
-        # The lookups made CPython assign a tag, unless it has none left (3.13
-        # assigns 1,000 to one class); then every call is checked.
+        # The lookups made CPython assign a tag, unless none is left.
         if (<PyTypeObject*>self.cls).tp_version_tag != 0:
             self.version = (<PyTypeObject*>self.cls).tp_version_tag
         return True
@@ -248,8 +246,7 @@ cdef object _construct(
                 call = construction.analyze(<tuple>keywords)
             if call is not None:
                 namespace = PyDict_Copy(construction.namespace)
-                for index in range(count):
-                    # Setting a value costs 200 instructions.
+                for index in range(count):  # Setting costs 200 instructions.
                     if args[index] != PyTuple_GET_ITEM(
                         <PyObject*>call, index + 1
                     ):
@@ -259,8 +256,7 @@ cdef object _construct(
                             <object>args[index],
                         )
                 return _instance(cls, namespace)
-    # Not by a list comprehension: where memory runs out, Cython 3.3.1 gives up
-    # the item twice.
+    # Out of memory, Cython 3.3.1 gives up a list comprehension's item twice.
     arguments = []
     for index in range(positional):
         arguments.append(<object>args[index])

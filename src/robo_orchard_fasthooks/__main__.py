@@ -97,7 +97,7 @@ def _compile(path: str) -> CodeType | None:
 
 def _loader(path: str) -> SourceFileLoader | SourcelessFileLoader:
     kind = SourcelessFileLoader if path.endswith(".pyc") else SourceFileLoader
-    # `python` makes a path absolute like this, without resolving `..`.
+    # As `python` makes a path absolute, without resolving `..`.
     return kind("__main__", os.path.join(os.getcwd(), path))
 
 

@@ -1,7 +1,4 @@
-"""The types of robo_orchard_core 0.4.0, which has no `py.typed`.
-
-Without them hooks, configs and handles are `Any` to a type checker.
-"""
+"""The types of robo_orchard_core 0.4.0, which has no `py.typed`."""
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Generator

@@ -1,7 +1,6 @@
 """Python twins of compiled functions, which torch.compile traces instead.
 
-They are registered when something else imports torch._dynamo, as that takes
-seconds.
+They are registered once something else imports torch._dynamo: it is slow.
 """
 
 from __future__ import annotations
@@ -43,8 +42,6 @@ def _register() -> None:
 
 
 class _Finder:
-    """Registers the twins when torch._dynamo has been imported."""
-
     @classmethod
     def find_spec(cls, name: str, *args: Any) -> ModuleSpec | None:
         if name != _DYNAMO:

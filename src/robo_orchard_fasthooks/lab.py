@@ -92,9 +92,8 @@ class Status:
     """Whether `install` is in effect."""
 
     names: Mapping[str, str]
-    """The full name of each function of RoboOrchardLab, and its state, which
-    is "replaced"; "original", with the reason if it was left alone; or
-    "patched by others since"."""
+    """The state of each function of RoboOrchardLab: "replaced"; "original",
+    with the reason if it was left alone; or "patched by others since"."""
 
     versions: Mapping[str, str | None]
     """The versions of both packages; None for one that is not installed."""
@@ -162,8 +161,7 @@ def status() -> Status:
 @dataclass
 class _Installation:
     names: dict[str, AppliedPatch | str]
-    """What was replaced, or why a function was left alone."""
-
+    """What was replaced, or why it was left alone."""
     undo: ExitStack
 
 

@@ -1,7 +1,6 @@
 """Instruction counts, a measure of speed for tests on busy machines.
 
-valgrind's cachegrind counts the instructions in a process of its own. Two
-counts of the same work are equal, or nearly so, however busy the machine is.
+Two counts of the same work by valgrind's cachegrind are nearly equal.
 """
 
 from __future__ import annotations

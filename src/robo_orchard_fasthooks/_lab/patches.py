@@ -78,8 +78,7 @@ def _compiled_channels(owner: Any, original: Any) -> Any:
 
 
 def _if_plain(cls: Any, original: Any) -> Any:
-    reason = _fast_dataclass.unsupported_reason(cls)
-    if reason is not None:
+    if reason := _fast_dataclass.unsupported_reason(cls):
         raise PatchError(f"{cls.__name__} is not a plain dataclass: {reason}")
     return original
 

@@ -27,8 +27,6 @@ def check_home(function: Any, module: str) -> None:
 
 
 class AppliedPatch(NamedTuple):
-    """An attribute that was replaced."""
-
     patch: Patch
     owner: Any
     attribute: str
@@ -37,7 +35,6 @@ class AppliedPatch(NamedTuple):
 
     @property
     def state(self) -> str:
-        """What its name refers to now, which a reload may have changed."""
         try:
             *_, now = self.patch.look_up(sys.modules.get(self.patch.module))
             if now is self.replacement:
@@ -76,7 +73,6 @@ class Patch:
         return replaced
 
     def look_up(self, module: Any) -> tuple[Any, str, Any]:
-        """Finds the owner, the attribute and its value in the module."""
         owner = module
         *classes, attribute = self.path.split(".")
         try:

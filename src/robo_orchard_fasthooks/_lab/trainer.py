@@ -34,12 +34,9 @@ def recognize_clipping(module: Any, original: Any) -> Any:
 
         def representative(hook: Any) -> Any:
             if isinstance(hook, GradientClippingHookConfig):
-                found = module.GradientClippingHookConfig(
-                    clip_mode=hook.clip_mode,
-                    clip_value=hook.clip_value,
-                    max_norm=hook.max_norm,
-                    norm_type=hook.norm_type,
-                )
+                names = ("clip_mode", "clip_value", "max_norm", "norm_type")
+                settings = {name: getattr(hook, name) for name in names}
+                found = module.GradientClippingHookConfig(**settings)
             elif isinstance(hook, GradientClippingHook):
                 # Its __init__ warns.
                 found = object.__new__(module.GradientClippingHook)

@@ -22,8 +22,7 @@ _Key = tuple[Phase, str, str | None, int]
 class _Row:
     hook: str
     phase: Phase
-    where: str | None
-    """The place of the callback, None if the hook has none."""
+    where: str | None  # None if the hook has no callback.
     stats: Stats
 
 
@@ -76,8 +75,7 @@ class ChannelRows:
             for row in self._all_rows()
             if row.where is not None and row.stats.count
         ]
-        # Scopes are read last, so that they include those that other threads
-        # have just left, whose callbacks may be in the rows.
+        # Last, to include those whose callbacks may be in the rows.
         scopes = times_of(self.recorder.scopes)
         whole = scopes["sum"]
         return {
