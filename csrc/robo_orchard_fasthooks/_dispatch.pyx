@@ -28,9 +28,7 @@ cdef extern from "Python.h":
     dict PyObject_GenericGetDict(object instance, void* context)
     object PyObject_CallMethodOneArg(object self, object name, object arg)
     object PyObject_CallOneArg(object callable, object arg)
-    int PyObject_GenericSetAttr(
-        object self, object name, PyObject* value
-    ) except -1
+    int PyObject_GenericSetAttr(object, object, PyObject*) except -1
     ctypedef struct PyTypeObject:
         unsigned int tp_version_tag
     PyTypeObject* Py_TYPE(object instance)
@@ -40,9 +38,7 @@ cdef extern from "Python.h":
     PyObject* PyFunction_GET_CODE(object function)
     int CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
     # Without cimport cpython.dict's check of errors; see `begin`.
-    PyObject* _find "PyDict_GetItemWithError"(
-        dict mapping, object key
-    ) noexcept
+    PyObject* _find "PyDict_GetItemWithError"(dict, object) noexcept
     void PyErr_Clear()
 
 T = TypeVar("T")

@@ -19,9 +19,7 @@ from cpython.dict cimport PyDict_Copy, PyDict_Next, PyDict_SetItem
 from cpython.object cimport PyObject
 
 cdef extern from "Python.h":
-    ctypedef object (*vectorcallfunc)(
-        object callable, PyObject** args, size_t nargsf, PyObject* keywords
-    )
+    ctypedef object (*vectorcallfunc)(object, PyObject**, size_t, PyObject*)
     ctypedef struct PyTypeObject:
         unsigned int tp_version_tag
         vectorcallfunc tp_vectorcall
@@ -35,9 +33,7 @@ cdef extern from "Python.h":
     PyObject* PyTuple_GET_ITEM(PyObject* tuple, Py_ssize_t index)
     Py_ssize_t PyVectorcall_NARGS(size_t nargsf)
     dict PyObject_GenericGetDict(object instance, void* context)
-    int PyObject_GenericSetDict(
-        object instance, object value, void* context
-    ) except -1
+    int PyObject_GenericSetDict(object, object, void*) except -1
 
 cdef object _MISSING = object()
 # Instructions that only move arguments to attributes: code that consists of

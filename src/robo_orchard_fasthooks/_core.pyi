@@ -80,11 +80,21 @@ class ClassConfig(BaseModel, Generic[_T_co]):
     def to_dict(
         self,
         mode: Literal["python", "json"] = "python",
-        *args: Any,
+        exclude_unset: bool = False,
+        exclude_defaults: bool = False,
+        exclude_none: bool = False,
+        include_config_type: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]: ...
     def to_str(
-        self, format: _Format = "json", *args: Any, **kwargs: Any
+        self,
+        format: _Format = "json",
+        exclude_unset: bool = False,
+        exclude_defaults: bool = False,
+        exclude_none: bool = False,
+        include_config_type: bool = True,
+        round_trip: bool = False,
+        **kwargs: Any,
     ) -> str: ...
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self: ...
