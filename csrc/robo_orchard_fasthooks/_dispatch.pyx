@@ -1,8 +1,7 @@
 """Compiled hook dispatch: channels, scopes and handles.
 
-`begin` returns a Scope. `Scope._enter` runs the `before` callbacks, then the
-body of the `with` statement runs, then `Scope._exit` runs the `after`
-callbacks. Both call `_run`, the loop over the callbacks.
+`begin` returns a Scope, whose `_enter` runs the `before` callbacks and whose
+`_exit` runs the `after` callbacks: both call `_run`, the loop over them.
 """
 
 import copyreg
@@ -29,9 +28,7 @@ cdef extern from "Python.h":
     dict PyObject_GenericGetDict(object instance, void* context)
     object PyObject_CallMethodOneArg(object self, object name, object arg)
     object PyObject_CallOneArg(object callable, object arg)
-    int PyObject_GenericSetAttr(
-        object self, object name, PyObject* value
-    ) except -1
+    int PyObject_GenericSetAttr(object, object, PyObject*) except -1
     ctypedef struct PyTypeObject:
         unsigned int tp_version_tag
     PyTypeObject* Py_TYPE(object instance)
@@ -41,37 +38,31 @@ cdef extern from "Python.h":
     PyObject* PyFunction_GET_CODE(object function)
     int CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
     # Without cimport cpython.dict's check of errors; see `begin`.
-    PyObject* _find "PyDict_GetItemWithError"(
-        dict mapping, object key
-    ) noexcept
+    PyObject* _find "PyDict_GetItemWithError"(dict, object) noexcept
     void PyErr_Clear()
 
 T = TypeVar("T")
 CallableType = TypeVar("CallableType")
 
-# How often a recorder was set or removed, in all channels.
-cdef long long _recordings = 0
+cdef long long _recordings = 0  # In all channels.
 
 
 cdef class Registrations:
     """The hooks of a channel, in the order of their registration."""
 
-    # The hooks are the keys. Registering changes this dictionary and does not
-    # replace it, so that threads that register at the same time lose no hook.
+    # The hooks are the keys. The dictionary is changed and never replaced, so
+    # that threads that register at the same time lose no hook.
     cdef dict _members
-    # The members as a tuple, for dispatch: a phase runs over the tuple that
-    # was valid when the phase began. None from a change until the next phase.
+    # The members as a tuple, for dispatch; None from a change until the next
+    # phase.
     cdef tuple _hooks
     cdef long long _changes
-    # The version of the class at which neither it nor this object had a
-    # `begin` of its own; 0 if that is not known.
+    # The class's version when there was no other `begin`; 0 if not known.
     cdef unsigned int _checked_version
-    # Whether this is a LabChannel, and whether its scopes then set the
-    # `exception` of their argument.
+    # Whether this is a LabChannel, and whether that sets `arg.exception`.
     cdef readonly bint _in_place
     cdef readonly bint _publishes_exception
-    # What times the hooks, or None. The number, which is 0 without a recorder,
-    # distinguishes successive recordings by the same recorder.
+    # What times the hooks, or None, and the number of its recording, or 0.
     cdef readonly Recorder _recorder
     cdef long long _recording
 
@@ -81,18 +72,15 @@ cdef class Registrations:
     cdef int _take_snapshot(self) except -1:
         cdef long long changes
         while self._hooks is None:
-            # An allocation may start a garbage collection, whose finalizers
-            # can register hooks and can let other threads do so.
+            # An allocation may run finalizers, and they register hooks.
             changes = self._changes
             hooks = tuple(PyDict_Keys(self._members))
             if changes == self._changes:
                 self._hooks = hooks
-        return 0
 
     cdef int _drop_snapshot(self) except -1:
         self._changes += 1
         self._hooks = None
-        return 0
 
     @property
     def _context_handlers(self):
@@ -121,8 +109,7 @@ Args:
     arg: The object that every hook is called with, and that `with` yields.
 
 Returns:
-    Scope: A context manager that can be entered once, or a decorator. No
-        hook runs before it is entered.
+    Scope: A context manager that can be entered once, or a decorator.
 """
         return _open(self, arg)
 
@@ -135,8 +122,7 @@ Returns:
                 that one stays, at its position.
 
         Returns:
-            RemoveableHandle: Calling it, calling its `remove` method, or
-                leaving it as a context manager unregisters the hook.
+            RemoveableHandle: Calling or leaving it unregisters the hook.
 
         Raises:
             TypeError: The object is not a hook, or is not hashable.
@@ -159,8 +145,7 @@ Returns:
             channel (HookContextChannel): The other channel.
 
         Returns:
-            RemoveableHandle: Calling it, calling its `remove` method, or
-                leaving it as a context manager unregisters all of them.
+            RemoveableHandle: Calling or leaving it unregisters all of them.
 
         Raises:
             ValueError: The channels have different names.
@@ -190,11 +175,8 @@ Returns:
             self._drop_snapshot()
 
     def __getstate__(self):
-        return {
-            **self.__dict__,
-            **slots(self),
-            "_context_handlers": self._context_handlers,
-        }
+        handlers = self._context_handlers
+        return {**vars(self), **slots(self), "_context_handlers": handlers}
 
     def __setstate__(self, state):
         if isinstance(state, tuple):  # As `object.__getstate__` returns it.
@@ -221,8 +203,7 @@ cdef tuple _hooks_to_merge(object channel, object other):
 
 
 cdef dict _without_members(tuple hooks, object members):
-    # It calls every method of the hooks that merging calls, so that one that
-    # raises does so before anything has changed.
+    # Calls what merging calls, so that it raises before anything has changed.
     cdef dict added = {}
     for hook in hooks:
         _check_hook(hook)
@@ -232,20 +213,14 @@ cdef dict _without_members(tuple hooks, object members):
 
 
 def check_merge(list pairs):
-    """Returns the hooks that merging would add to each channel.
-
-    Raises the error that merging would raise, if any.
-    """
+    """Returns what merging would add to each channel, or raises its error."""
     cdef list added = []
     for channel, other in pairs:
-        added.append(
-            _without_members(
-                _hooks_to_merge(channel, other),
-                (<Registrations>channel)._members
-                if isinstance(channel, Registrations)
-                else getattr(channel, "_context_handlers", ()),
-            )
-        )
+        hooks = _hooks_to_merge(channel, other)
+        members = getattr(channel, "_context_handlers", ())
+        if isinstance(channel, Registrations):
+            members = (<Registrations>channel)._members
+        added.append(_without_members(hooks, members))
     return added
 
 
@@ -276,8 +251,7 @@ class HookContextChannel(Registrations, core.HookContextChannel[T]):
 class LabChannel(HookContextChannel[T]):
     """The channel of RoboOrchardLab's own PipelineHooks after `lab.install()`.
 
-    It is pickled as robo_orchard_core's channel, so that a pickle can be
-    loaded without this package.
+    It is pickled as robo_orchard_core's, to be loaded without this package.
     """
 
     def __repr__(self):
@@ -302,11 +276,8 @@ class LabChannel(HookContextChannel[T]):
 
 
 def in_place(state, publishes_exception):
-    """Returns a LabChannel with the state of a channel of robo_orchard_core.
-
-    With `publishes_exception`, a scope whose body raises sets `arg.exception`
-    and leaves it set, as in RoboOrchardLab 0.5 and later.
-    """
+    # With `publishes_exception`, a scope whose body raises leaves
+    # `arg.exception` set, as in RoboOrchardLab 0.5 and later.
     cdef Registrations channel = LabChannel.__new__(LabChannel)
     channel._in_place = True
     channel._publishes_exception = publishes_exception
@@ -322,11 +293,10 @@ cdef inline Scope _open(Registrations channel, object arg):
     return scope
 
 
-# Making the scope here, and not by a call of `channel.begin`, saves 20 of 105
-# ns. It is right only if the channel has no other `begin`. CPython gives a
-# class another version whenever the class or one of its bases changes, and 0
-# when it has none left; so a comparison of versions stands for a lookup of
-# `begin`. Looking it up also gives the class a version.
+# Making the scope without a call of `channel.begin` saves 20 of 105 ns, if the
+# channel has no other. A class gets another version whenever it or a base
+# changes, and 0 when none is left; so comparing versions stands for a lookup
+# of `begin`, which also gives the class a version.
 cdef inline bint _has_own_begin(Registrations channel) except -1:
     cdef PyTypeObject* cls = Py_TYPE(channel)
     if cls.tp_version_tag == channel._checked_version != 0:
@@ -353,9 +323,7 @@ def begin(self, channel, arg=_MISSING):
         found = _find(<dict>hooks, channel)
         if found == NULL:
             PyErr_Clear()  # find_channel raises it again, and explains it.
-    registered = (
-        <object>found if found != NULL else find_channel(self, channel)
-    )
+    registered = <object>found if found else find_channel(self, channel)
     if (
         type(registered) is HookContextChannel
         or type(registered) is LabChannel
@@ -387,11 +355,9 @@ def find_channel(hooks, name):
         ) from error
 
 
-# A scope is its own `__enter__` and `__exit__`. A `with` statement looks both
-# up and calls them later, one without arguments and one with three. In place
-# of two bound methods, this descriptor returns the scope, and calling a scope
-# does what the number of arguments says. That saves two allocations, 290 of
-# 2,200 instructions of a scope without hooks.
+# A scope is its own `__enter__` and `__exit__`, and a call of it does what the
+# number of arguments says: without two bound methods, `with` takes 290 of
+# 2,200 instructions less.
 cdef class _ScopeItself:
     cdef object function  # What the class shows, for contextlib.ExitStack.
 
@@ -424,12 +390,11 @@ cdef class Scope:
     cdef Registrations channel
     cdef object arg
     cdef int state
-    # The hooks of the current phase, and how many of them have run.
-    cdef tuple hooks
-    cdef Py_ssize_t position
-    # The number of the channel's recording when the scope was entered, which
-    # costs a scope that is not timed 20 instructions less than a reference to
-    # the recorder, and when it was entered and its body began (-1: not yet).
+    cdef tuple hooks  # Of the current phase.
+    cdef Py_ssize_t position  # How many of them have run.
+    # The number of the recording when the scope was entered (20 instructions
+    # less than a reference to the recorder), and when it was entered and its
+    # body began (-1: not yet).
     cdef long long recording
     cdef long long entered
     cdef long long began
@@ -446,7 +411,7 @@ cdef class Scope:
             return self._enter()
         if len(args) == 3:
             return self._exit(args[0], args[1])
-        return self._decorate(*args)
+        return decorated(*args, channel=self.channel, arg=self.arg)
 
     cdef object _enter(self):
         if self.state != NEW:
@@ -491,11 +456,9 @@ cdef class Scope:
             recorder.leave(self.entered, self.began, ended)
 
     cdef inline bint _is_timed(self) noexcept:
-        # By one recording, since the scope was entered.
         return self.recording and self.recording == self.channel._recording
 
     cdef inline bint _begin_phase(self) except -1:
-        # Takes the hooks of this moment; returns whether there are any.
         if self.channel._hooks is None:
             self.channel._take_snapshot()
         if not self.channel._hooks:
@@ -515,20 +478,14 @@ cdef class Scope:
             try:
                 _run(self, "after", "_after")
             finally:
-                # If the argument kept the exception, then traceback, frame and
-                # batch would form a reference cycle with it, and a retry after
-                # an out-of-memory error would lack that memory.
+                # If the argument kept it, traceback, frame and batch would be
+                # a cycle, and a retry when out of memory would lack theirs.
                 _set_exception(self.arg, previous)
-        return 0
-
-    def _decorate(self, function):
-        return decorated(function, self.channel, self.arg)
 
 
 cdef int _run(Scope scope, str phase, str slot) except -1:
     try:
-        # A single loop that decides for each hook whether it is timed costs a
-        # scope with one hook that is not timed 1.1 % more instructions.
+        # A single loop would cost a hook that is not timed 1.1 % more.
         if scope._is_timed():
             _call_timed(scope, phase, slot)
         else:
@@ -536,7 +493,6 @@ cdef int _run(Scope scope, str phase, str slot) except -1:
     except BaseException as error:
         _explain(scope, phase, error)
         raise
-    return 0
 
 
 cdef int _call_each(Scope scope, str phase, str slot) except -1:
@@ -545,7 +501,6 @@ cdef int _call_each(Scope scope, str phase, str slot) except -1:
     for hook in scope.hooks:
         _call(hook, arg, phase, slot, original)
         scope.position += 1
-    return 0
 
 
 cdef int _call_timed(Scope scope, str phase, str slot) except -1:
@@ -566,21 +521,16 @@ cdef int _call_timed(Scope scope, str phase, str slot) except -1:
             if row.close is not None:
                 row.close()
         scope.position += 1
-    return 0
 
 
-# The class of nearly all hooks. Its methods `before` and `after` call what it
-# keeps as `_before` and `_after`, if that is not None.
+# The class of nearly all hooks: `before` calls its `_before`, if not None.
 cdef type FromCallable = type(core.HookContext.from_callable())
 
 
 def _original_method(phase):
-    # None if the method was patched before this module was imported, or if it
-    # does more, in another release of robo_orchard_core, than `_call` does in
-    # its place.
+    # None if it is patched, or does more than `_call` in another release.
     method = vars(FromCallable)[phase]
-    code = getattr(method, "__code__", None)
-    names = getattr(code, "co_names", None)
+    names = getattr(getattr(method, "__code__", None), "co_names", None)
     return method if names == (f"_{phase}",) else None
 
 
@@ -594,11 +544,9 @@ cdef Py_ssize_t _unpatched_size = len(vars(core.HookContext.from_callable()))
 cdef inline int _call(
     object hook, object arg, str phase, str slot, bint class_is_original
 ) except -1:
-    # The callback of a FromCallable is called without the method around it,
-    # unless that is patched. A patch of the hook is one attribute more than
-    # usual. So a comparison of sizes stands for a lookup of the method, which
-    # would cost 95 of 740 instructions of each callback; only a hook that has
-    # more attributes is looked at.
+    # Calls what a FromCallable keeps without the method around it, unless that
+    # is patched. A patched hook has an attribute more; comparing sizes, not
+    # looking the method up, saves 95 of 740 instructions.
     cdef dict attributes
     cdef PyObject* callback
     if type(hook) is FromCallable and class_is_original:
@@ -612,10 +560,9 @@ cdef inline int _call(
                     PyObject_CallOneArg(function, arg)
                 return 0
     PyObject_CallMethodOneArg(hook, phase, arg)
-    return 0
 
 
-# Whether the class is not patched, by its version, as in `_has_own_begin`.
+# By its version, as in `_has_own_begin`.
 cdef inline bint _class_is_original() except -1:
     global _original_version
     cdef PyTypeObject* cls = <PyTypeObject*>FromCallable
@@ -630,13 +577,8 @@ cdef inline bint _class_is_original() except -1:
     return True
 
 
-def recorder_of(Registrations channel not None):
-    return channel._recorder
-
-
 def set_recorder(Registrations channel not None, Recorder recorder):
-    # A scope is timed if it is entered and left during one recording, the time
-    # from setting a recorder to setting another one or None.
+    # A scope is timed if it is entered and left during one recording.
     global _recordings
     _recordings += 1
     # Releasing the old recorder may let other threads run scopes.
@@ -650,7 +592,7 @@ cdef object _LEFT_ALONE = object()
 
 
 cdef inline object _set_exception(object arg, object error):
-    """Sets `arg.exception`; returns the value to restore afterwards."""
+    # Returns the value to restore afterwards.
     if type(arg) is not PipelineHookArgs:
         return _set_foreign_exception(arg, error)
     previous = (<PipelineHookArgs>arg).exception
@@ -680,12 +622,10 @@ cdef int _explain(Scope scope, str phase, object error) except -1:
         add_note(error, scope.channel.name, scope.position, hook, phase)
     except Exception:  # An error in here must not replace the hook's.
         pass
-    return 0
 
 
 cdef int _check_hook(object hook) except -1:
     cdef dict attributes
-    # Nearly all hooks are found right without asking Python.
     if type(hook) is FromCallable and _class_is_original():
         attributes = PyObject_GenericGetDict(hook, NULL)
         if len(attributes) == _unpatched_size:
@@ -698,7 +638,6 @@ cdef int _check_hook(object hook) except -1:
             ):
                 return 0
     check_hook(hook)
-    return 0
 
 
 cdef object _Function = FunctionType
@@ -706,7 +645,6 @@ cdef object _Method = MethodType
 
 
 cdef inline bint _is_plain(object callback) except -1:
-    # Whether it is a function or a method that runs when it is called.
     cdef PyObject* function = <PyObject*>callback
     if type(callback) is _Method:
         function = PyMethod_GET_FUNCTION(callback)
@@ -719,10 +657,9 @@ cdef inline bint _is_plain(object callback) except -1:
 class RemoveableHandle(core.RemoveableHandle[CallableType]):
     """Unregisters what was registered.
 
-    Calling the handle unregisters the hook, even if it has been registered
-    again since; if it is not registered, nothing happens. `remove()`, and
-    leaving the handle as a context manager, do the same and disable the
-    handle.
+    Calling the handle unregisters the hook, even if it was registered again
+    since, if it still is. `remove()`, and leaving the handle as a context
+    manager, also disable the handle.
 
     Args:
         hook (Callable): The function that unregisters.

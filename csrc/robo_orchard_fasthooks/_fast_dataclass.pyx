@@ -1,12 +1,11 @@
 """Fast construction and copies of arguments that are a plain dataclass.
 
-RoboOrchardLab's arguments keep their class and their `__init__`, but a call of
-the class does not run it: the class's `tp_vectorcall` is a function that
-copies a dictionary of the defaults and sets the arguments that differ: 40 % of
-the instructions of a call. A copy of an instance is a copy of its dictionary:
-15 % (CPython 3.11). Whatever later changes the class, or the code or defaults
-of its `__init__`, is noticed, and Python then does as usual; only a change
-inside the dictionary `__kwdefaults__` is not.
+The class keeps its `__init__`, but a call does not run it: `tp_vectorcall`
+copies a dictionary of the defaults and sets the arguments that differ (40 % of
+the instructions). A copy of an instance is a copy of its dictionary (15 %).
+What later changes the class, or the code or defaults of its `__init__`, is
+noticed, and Python then does as usual; only a change inside the dictionary
+`__kwdefaults__` is not.
 """
 
 import dataclasses
@@ -20,9 +19,7 @@ from cpython.dict cimport PyDict_Copy, PyDict_Next, PyDict_SetItem
 from cpython.object cimport PyObject
 
 cdef extern from "Python.h":
-    ctypedef object (*vectorcallfunc)(
-        object callable, PyObject** args, size_t nargsf, PyObject* keywords
-    )
+    ctypedef object (*vectorcallfunc)(object, PyObject**, size_t, PyObject*)
     ctypedef struct PyTypeObject:
         unsigned int tp_version_tag
         vectorcallfunc tp_vectorcall
@@ -36,34 +33,16 @@ cdef extern from "Python.h":
     PyObject* PyTuple_GET_ITEM(PyObject* tuple, Py_ssize_t index)
     Py_ssize_t PyVectorcall_NARGS(size_t nargsf)
     dict PyObject_GenericGetDict(object instance, void* context)
-    int PyObject_GenericSetDict(
-        object instance, object value, void* context
-    ) except -1
+    int PyObject_GenericSetDict(object, object, void*) except -1
 
 cdef object _MISSING = object()
 # Instructions that only move arguments to attributes: code that consists of
-# these alone always does what one trial shows. Their numbers differ between
-# versions of CPython, their names less so.
+# these alone always does what one trial shows.
 cdef frozenset _MOVES = frozenset(
-    [
-        "CACHE",
-        "DELETE_FAST",
-        "EXTENDED_ARG",
-        "LOAD_CONST",
-        "LOAD_FAST",
-        "LOAD_FAST_BORROW",
-        "LOAD_FAST_BORROW_LOAD_FAST_BORROW",
-        "LOAD_FAST_LOAD_FAST",
-        "NOP",
-        "RESUME",
-        "RETURN_CONST",
-        "RETURN_VALUE",
-        "ROT_FOUR",
-        "ROT_THREE",
-        "ROT_TWO",
-        "STORE_ATTR",
-        "SWAP",
-    ]
+    "CACHE DELETE_FAST EXTENDED_ARG LOAD_CONST LOAD_FAST LOAD_FAST_BORROW "
+    "LOAD_FAST_BORROW_LOAD_FAST_BORROW LOAD_FAST_LOAD_FAST NOP RESUME "
+    "RETURN_CONST RETURN_VALUE ROT_FOUR ROT_THREE ROT_TWO STORE_ATTR "
+    "SWAP".split()
 )
 
 
@@ -105,7 +84,7 @@ cdef object _unsupported_init(cls, dict names):
             return f"its __init__ sets {each.argval}, which is not a field"
     given = {name: object() for name in _parameters(init)}
     try:
-        held = _by_python(cls, given)
+        held = vars(type.__call__(cls, **given))
     except Exception as error:
         return f"its __init__ fails: {error}"
     for name in names:
@@ -127,11 +106,6 @@ cdef dict _parameters(init):
     }
 
 
-cdef dict _by_python(cls, dict arguments):
-    """The attributes of an instance that Python makes in the usual way."""
-    return vars(type.__call__(cls, **arguments))
-
-
 @cython.final
 @cython.auto_pickle(False)
 cdef class _Construction:
@@ -139,25 +113,23 @@ cdef class _Construction:
 
     cdef object cls
     cdef object init
-    # What `init` consisted of when it was analyzed, and what keeps it alive.
+    # What `init` consisted of, and what keeps it alive.
     cdef PyObject* code
     cdef PyObject* defaults
     cdef PyObject* kwdefaults
     cdef tuple alive
-    # The fields in the order in which `init` sets them, with their defaults,
-    # _MISSING if there is none; and how many parameters have none.
+    # The fields as `init` sets them, with their defaults, or _MISSING; and how
+    # many parameters have none.
     cdef dict namespace
     cdef tuple names
     cdef Py_ssize_t required
-    # The version tag of the class when it was last checked and found to be
-    # unchanged, else -1. CPython invalidates the tag whenever an attribute of
-    # the class or of a base is set, and then assigns another one. Comparing it
-    # replaces all checks; the lookup of `__init__` alone would cost 140
-    # instructions.
+    # The version tag of the class when it was last found unchanged, else -1.
+    # CPython assigns another one after any change of the class or of a base.
+    # Comparing it replaces all checks; the lookup of `__init__` alone would
+    # cost 140 instructions.
     cdef long long version
-    # The keywords of the last call, then the default of each. Calls from one
-    # place in a program pass the same tuple. In one tuple, so that a call from
-    # another thread or from a finalizer replaces both.
+    # The keywords of the last call (calls from one place pass the same tuple),
+    # then the default of each: one tuple, so that threads replace both.
     cdef tuple last_call
 
     def __cinit__(self, cls):
@@ -173,9 +145,8 @@ cdef class _Construction:
         parameters = _parameters(self.init)
         given = {n: v for n, v in parameters.items() if v is _MISSING}
         self.required = len(given)
-        # Not the dictionary of the instance itself, which shares its keys with
-        # the class: the interpreter cannot specialise access to its copies.
-        self.namespace = dict(_by_python(cls, given).items())
+        # The instance's own dictionary shares keys, and its copies are slow.
+        self.namespace = dict(vars(type.__call__(cls, **given)).items())
         self.names = tuple(self.namespace)
         self.last_call = (None,)
         self.version = -1
@@ -197,18 +168,13 @@ cdef class _Construction:
             or _unsupported_class(self.cls, self.names) is not None
         ):
             return False
-        # The lookups made CPython assign a tag, unless it has none left (3.13
-        # assigns 1,000 to one class); then every call is checked.
+        # The lookups made CPython assign a tag, unless none is left.
         if (<PyTypeObject*>self.cls).tp_version_tag != 0:
             self.version = (<PyTypeObject*>self.cls).tp_version_tag
         return True
 
     cdef tuple analyze(self, tuple keywords):
-        """Returns `last_call` for these keywords.
-
-        None if Python has to be called: one is not a field, or one that has no
-        default is missing.
-        """
+        """Returns `last_call` for these keywords, None if Python must act."""
         cdef Py_ssize_t required = 0
         defaults = []
         for keyword in keywords:
@@ -224,10 +190,9 @@ cdef class _Construction:
 
     cdef inline bint are_fields(self, dict namespace) except -1:
         """Whether a dictionary holds the fields and nothing else."""
-        # Other attributes come after the fields, and a deletion leaves a gap
-        # until the dictionary is copied. So it is enough that the size is
-        # right, that the last field comes last and that nothing follows.
-        # Comparing every key would cost 450 more instructions.
+        # Other attributes come after the fields, and a deletion leaves a gap.
+        # So it is enough that the size is right and that the last field comes
+        # last; comparing every key would cost 450 more instructions.
         cdef Py_ssize_t last = PyTuple_GET_SIZE(<PyObject*>self.names) - 1
         cdef Py_ssize_t position = last
         cdef PyObject* key
@@ -277,8 +242,7 @@ cdef object _construct(
                 call = construction.analyze(<tuple>keywords)
             if call is not None:
                 namespace = PyDict_Copy(construction.namespace)
-                for index in range(count):
-                    # Setting a value costs 200 instructions.
+                for index in range(count):  # Setting costs 200 instructions.
                     if args[index] != PyTuple_GET_ITEM(
                         <PyObject*>call, index + 1
                     ):
@@ -288,8 +252,7 @@ cdef object _construct(
                             <object>args[index],
                         )
                 return _instance(cls, namespace)
-    # Not by a list comprehension: where memory runs out, Cython 3.3.1 gives up
-    # the item twice.
+    # Out of memory, Cython 3.3.1 gives up a list comprehension's item twice.
     arguments = []
     for index in range(positional):
         arguments.append(<object>args[index])

@@ -1,7 +1,4 @@
-"""The times that a HookProfiler keeps, whose memory does not grow with steps.
-
-A time is recorded as a count in a histogram, not as a value of its own.
-"""
+"""The times that a HookProfiler keeps, whose memory does not grow."""
 
 cimport cython
 from libc.string cimport memcpy, memset
@@ -24,12 +21,9 @@ cdef extern from *:
 @cython.final
 @cython.auto_pickle(False)
 cdef class Stats:
-    """Count, sum, extremes and a histogram of times, in nanoseconds.
-
-    Threads may share it: no method releases the interpreter's lock. A scope
-    calls `open` before the work that is timed and `close` after it, also if it
-    raised.
-    """
+    # Count, sum, extremes and a histogram of times, in nanoseconds. Threads
+    # share it: no method releases the interpreter's lock. A scope calls `open`
+    # before the work that is timed and `close` after it, also if it raised.
 
     cdef int add(self, long long time) except -1:
         if self.count == 0 or time < self.minimum:
@@ -39,7 +33,6 @@ cdef class Stats:
         self.count += 1
         self.sum += time
         self.histogram[bucket_of(time)] += 1
-        return 0
 
     def record(self, time):
         self.add(time)
@@ -59,7 +52,6 @@ cdef class Stats:
         return 0.0
 
     def copy(self):
-        """Copies all times at one moment, without `open` and `close`."""
         cdef Stats copy = Stats.__new__(Stats)
         copy.count, copy.sum = self.count, self.sum
         copy.minimum, copy.maximum = self.minimum, self.maximum
@@ -67,20 +59,17 @@ cdef class Stats:
         return copy
 
     def clear(self):
-        """Forgets all times."""
         self.count = self.sum = self.minimum = self.maximum = 0
         memset(self.histogram, 0, sizeof(self.histogram))
 
 
-cdef double _least(int bucket):
-    # The least time that falls into the bucket.
+cdef double _least(int bucket):  # The least time that falls into it.
     if bucket < 16:
         return bucket
     return <double>(8 + bucket % 8) * (<long long>1 << (bucket // 8 - 1))
 
 
-cdef int _check_rows(tuple hooks, rows) except -1:
-    # Dispatch does not check what it takes from the tuple.
+cdef _checked(tuple hooks, rows):  # Dispatch does not check what it takes.
     if (
         type(rows) is not tuple
         or len(rows) != len(hooks)
@@ -89,19 +78,15 @@ cdef int _check_rows(tuple hooks, rows) except -1:
         raise TypeError(
             "stats_of has to return a tuple with one Stats for each hook"
         )
-    return 0
+    return rows
 
 
 @cython.final
 @cython.auto_pickle(False)
 cdef class Recorder:
-    """Times the scopes of one channel and the callbacks in them.
-
-    `stats_of(hooks, phase)` returns a tuple of the Stats of each hook, and is
-    called again when the hooks of the channel have changed. `current` is the
-    hooks that were timed last, with the Stats of their `before` and of their
-    `after` callbacks. `after_scope` is called when a scope has been left.
-    """
+    # `stats_of(hooks, phase)` returns a tuple of each hook's Stats, and is
+    # called again when the hooks have changed. `current` is the hooks that
+    # were timed last, with the Stats of their `before` and of their `after`.
 
     def __cinit__(self, stats_of, clock=None, after_scope=None):
         self.scopes = Stats()
@@ -121,15 +106,12 @@ cdef class Recorder:
         # Read once: another thread may replace it, or forget it.
         cdef tuple current = self.current
         if current is None or current[0] is not hooks:
-            befores = self._stats_of(hooks, "before")
-            afters = self._stats_of(hooks, "after")
-            _check_rows(hooks, befores)
-            _check_rows(hooks, afters)
+            befores = _checked(hooks, self._stats_of(hooks, "before"))
+            afters = _checked(hooks, self._stats_of(hooks, "after"))
             current = self.current = (hooks, befores, afters)
         return current[1] if phase == "before" else current[2]
 
     def forget_hooks(self):
-        """Drops the references to the hooks; the times stay."""
         self.current = None
 
     cdef int leave(
@@ -140,4 +122,3 @@ cdef class Recorder:
         self.scopes.add(self.now() - entered)
         if self._after_scope is not None:
             self._after_scope()
-        return 0

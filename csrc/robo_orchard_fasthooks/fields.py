@@ -1,8 +1,7 @@
 """The fields of PipelineHookArgs, from which setup.py generates its source.
 
-The order is that of RoboOrchardLab 0.2; fields that later releases added
-follow. The docstrings are those of the stub, `_args.pyi`, which also has the
-types that type checkers see.
+In the order of RoboOrchardLab 0.2, fields of later releases last. Docstrings
+and the types that type checkers see are in the stub, `_args.pyi`.
 """
 
 import ast

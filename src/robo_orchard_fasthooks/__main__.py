@@ -24,11 +24,8 @@ def main() -> None:
         prog="python -m robo_orchard_fasthooks",
         description="Accelerates an installed RoboOrchardLab.",
     )
-    parser.add_argument(
-        "--version",
-        action="version",
-        version=_with_version("robo_orchard_fasthooks"),
-    )
+    this = _with_version("robo_orchard_fasthooks")
+    parser.add_argument("--version", action="version", version=this)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser(
         "run",
@@ -36,9 +33,7 @@ def main() -> None:
         description="Runs a program as `python` does, with RoboOrchardLab "
         "accelerated. RoboOrchardLab is imported before the program starts.",
     )
-    run.add_argument(
-        "-m", action="store_true", help="run a module, not a script"
-    )
+    run.add_argument("-m", action="store_true", help="run a module")
     run.add_argument(
         "program",
         nargs=argparse.PARSER,  # Unlike REMAINDER, keeps a leading "--".
@@ -49,8 +44,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.command == "info":
-        info()
-        return
+        return info()
     program = options.program[0]
     try:
         code = None if options.m else _compile(program)
@@ -64,9 +58,8 @@ def main() -> None:
         run.exit(2, f"{run.prog}: error: {error}\n")
     sys.argv = options.program
     if options.m:
-        _run_main_of(program)
-    else:
-        _run_script(program, code)
+        return _run_main_of(program)
+    _run_script(program, code)
 
 
 def info() -> None:
@@ -104,7 +97,7 @@ def _compile(path: str) -> CodeType | None:
 
 def _loader(path: str) -> SourceFileLoader | SourcelessFileLoader:
     kind = SourcelessFileLoader if path.endswith(".pyc") else SourceFileLoader
-    # `python` makes a path absolute like this, without resolving `..`.
+    # As `python` makes a path absolute, without resolving `..`.
     return kind("__main__", os.path.join(os.getcwd(), path))
 
 
@@ -129,16 +122,14 @@ def _run_main_of(module: str) -> None:
     if module != "__main__":
         sys.argv[0] = "-m"  # Until runpy has found the module.
     # `python -m` calls this too. The public run_module restores the previous
-    # __main__ before the functions registered with atexit run, and they may
-    # need it, to pickle for example.
+    # __main__ before the functions that are registered with atexit run.
     run = runpy._run_module_as_main  # type: ignore[attr-defined]
     run(module, alter_argv=module != "__main__")
 
 
 def _new_main() -> ModuleType:
     module = sys.modules["__main__"] = ModuleType("__main__")
-    # The name of the same module in processes that multiprocessing spawned,
-    # under which they pickle its members.
+    # Its name where multiprocessing spawned the process, for pickles.
     if "__mp_main__" in sys.modules:
         sys.modules["__mp_main__"] = module
     vars(module).update(

@@ -23,11 +23,10 @@ def check_hook(hook: Any) -> None:
     """Raises TypeError unless an object can be registered as a hook."""
     for phase in PHASES:
         if not callable(getattr(hook, phase, None)):
-            known = advice(hook)
+            if known := advice(hook):
+                raise TypeError(f"cannot register {named(hook)}{known}")
             raise TypeError(
-                f"cannot register {named(hook)}{known}"
-                if known
-                else f"cannot register {hook_repr(hook)}: it has no callable "
+                f"cannot register {hook_repr(hook)}: it has no callable "
                 f"`{phase}`. A hook has the methods `before` and `after`; "
                 "HookContext.from_callable makes one from functions"
             )
@@ -54,16 +53,12 @@ def check_hook(hook: Any) -> None:
 
 def named(given: Any) -> str:
     """Names an object by its class, or a class by its own name."""
-    if isinstance(given, type):
-        return f"the class {given.__name__}"
-    return str(type(given))
+    is_class = isinstance(given, type)
+    return f"the class {given.__name__}" if is_class else str(type(given))
 
 
 def advice(given: Any) -> str:
-    """Says how to pass an object that was given where another was expected.
-
-    Begins with a colon; empty if nothing is known.
-    """
+    """Says how to pass an object that was given where another was expected."""
     if isinstance(given, type):
         return f": call it, {given.__name__}(), and pass what it returns"
     if hasattr(given, "register_pipeline_hooks"):

@@ -1,7 +1,4 @@
-"""The types of robo_orchard_core 0.4.0, which has no `py.typed`.
-
-Without them hooks, configs and handles are `Any` to a type checker.
-"""
+"""The types of robo_orchard_core 0.4.0, which has no `py.typed`."""
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Generator
@@ -34,8 +31,6 @@ class RemoveableHandle(Generic[_CallableType]):
     ) -> None: ...
 
 class HookContext(Generic[_T], metaclass=ABCMeta):
-    """A hook: callbacks that run before and after a part of the work."""
-
     name: str | None
     def __init__(self, name: str | None = None) -> None: ...
     @property
@@ -43,24 +38,17 @@ class HookContext(Generic[_T], metaclass=ABCMeta):
     @property
     def after_info(self) -> Any: ...
     @abstractmethod
-    def before(self, arg: _T, /) -> None:
-        """Runs before that part."""
-
+    def before(self, arg: _T, /) -> None: ...
     @abstractmethod
-    def after(self, arg: _T, /) -> None:
-        """Runs after that part, even if it raised an exception."""
-
+    def after(self, arg: _T, /) -> None: ...
     @contextmanager
-    def begin(self, arg: _T) -> Generator[_T, Any, None]:
-        """Runs `before` on entering and `after` on leaving."""
-
+    def begin(self, arg: _T) -> Generator[_T, Any, None]: ...
     @staticmethod
     def from_callable(
         name: str | None = None,
         before: Callable[[_T], None] | None = None,
         after: Callable[[_T], None] | None = None,
-    ) -> HookContext[_T]:
-        """Creates a hook from functions."""
+    ) -> HookContext[_T]: ...
 
 class HookContextChannel(Generic[_T]):
     name: str

@@ -8,8 +8,6 @@ from typing import Any
 def decorated(
     function: Callable[..., Any], channel: Any, arg: Any
 ) -> Callable[..., Any]:
-    """Wraps a function in a new scope for each call."""
-
     @wraps(function)
     def inner(*args: Any, **kwargs: Any) -> Any:
         with channel.begin(arg):

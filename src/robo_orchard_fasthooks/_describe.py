@@ -37,10 +37,7 @@ def describe(channels: Mapping[Any, Any]) -> str:
 def add_note(
     error: BaseException, channel: str, position: int, hook: Any, phase: Phase
 ) -> None:
-    """Adds a note to an exception that names the hook which raised it, once.
-
-    Raises AttributeError on Python 3.10, which has no notes.
-    """
+    """Notes the hook that raised an exception, once; fails on Python 3.10."""
     note = (
         f"raised by hook {position} of channel {channel!r}, in {phase}: "
         f"{where(callback_of(hook, phase))}"
@@ -60,14 +57,9 @@ def channel_repr(channel: Any, cls: type) -> str:
 
 
 def hook_repr(hook: Any) -> str:
-    """Returns the `repr` of a hook, even if the hook's own `repr` raises.
-
-    The `repr` of robo_orchard_core's hooks reads the source code of the
-    callbacks, which partials, builtins and compiled functions do not have.
-    """
     try:
         return repr(hook)
-    except Exception:
+    except Exception:  # It reads the source code, which builtins do not have.
         lines = [f"name={getattr(hook, 'name', None)}"]
         for phase in PHASES:
             function = callback_of(hook, phase)
@@ -95,16 +87,13 @@ def label(hook: Any) -> str:
     """Returns the class of a hook or of its callbacks, and its name if any."""
     owner = hook
     if type(hook) is _FromCallable:
-        for phase in PHASES:
-            function = callback_of(hook, phase)
-            if inspect.ismethod(function):
-                owner = function.__self__
-                break
+        functions = [callback_of(hook, phase) for phase in PHASES]
+        methods = filter(inspect.ismethod, functions)
+        owner = next((each.__self__ for each in methods), hook)
     cls = owner if isinstance(owner, type) else type(owner)
     name = getattr(hook, "name", None)
-    if isinstance(name, str) and name:
-        return f"{cls.__name__} {name!r}"
-    return cls.__name__
+    shown = f" {name!r}" if isinstance(name, str) and name else ""
+    return f"{cls.__name__}{shown}"
 
 
 def where(function: Any) -> str:

@@ -1,7 +1,6 @@
 """Python twins of compiled functions, which torch.compile traces instead.
 
-This package does not import torch._dynamo, which takes seconds. The twins are
-registered when something else first imports it.
+They are registered once something else imports torch._dynamo: it is slow.
 """
 
 from __future__ import annotations
@@ -29,34 +28,20 @@ def substitute(compiled: Callable[..., Any], twin: Callable[..., Any]) -> None:
 
 
 def _register() -> None:
+    from unittest.mock import patch
+
+    # torch refuses what `is_function` does not know, as Cython's functions,
+    # and then handles those as any other.
+    known = patch("torch._dynamo.decorators.is_function", callable)
     while _pending:
-        # A release of torch that does this otherwise breaks the graph at the
-        # function, as if it had no twin.
-        with suppress(Exception):
-            _substitute_in_graph(*_pending.pop())
-
-
-def _substitute_in_graph(
-    compiled: Callable[..., Any], twin: Callable[..., Any]
-) -> None:
-    from torch._dynamo import decorators
-
-    # torch refuses what this does not know, Cython's functions among them,
-    # and then handles those as it does any other.
-    module = vars(decorators)
-    is_function = module["is_function"]
-    module["is_function"] = callable
-    try:
-        decorators.substitute_in_graph(compiled, skip_signature_check=True)(
-            twin
-        )
-    finally:
-        module["is_function"] = is_function
+        compiled, twin = _pending.pop()
+        # Where torch does this otherwise, graphs break as if without a twin.
+        with suppress(Exception), known:
+            substitute_in_graph = torch._dynamo.decorators.substitute_in_graph
+            substitute_in_graph(compiled, skip_signature_check=True)(twin)
 
 
 class _Finder:
-    """Registers the twins when torch._dynamo has been imported."""
-
     @classmethod
     def find_spec(cls, name: str, *args: Any) -> ModuleSpec | None:
         if name != _DYNAMO:

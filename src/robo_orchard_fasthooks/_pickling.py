@@ -10,18 +10,11 @@ _copyreg: Any = copyreg  # typeshed lacks what pickles refer to.
 def slots(instance: Any) -> dict[str, Any]:
     """The attributes that the class's Python subclasses keep in slots."""
     names = _copyreg._slotnames(type(instance))
-    return {
-        name: getattr(instance, name)
-        for name in names
-        if hasattr(instance, name)
-    }
+    return {n: getattr(instance, n) for n in names if hasattr(instance, n)}
 
 
 def reduce(instance: Any) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
-    """What `object.__reduce_ex__` returns, in every protocol.
-
-    It refuses compiled classes in protocols 0 and 1.
-    """
+    """As `object.__reduce_ex__`, which refuses protocols 0 and 1."""
     cls, state = type(instance), instance.__getstate__()
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}

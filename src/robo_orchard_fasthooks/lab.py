@@ -6,12 +6,8 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import (
-    AbstractContextManager,
-    ExitStack,
-    contextmanager,
-    suppress,
-)
+from contextlib import AbstractContextManager as ContextManager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -31,7 +27,7 @@ _TESTED = {
 }
 
 
-def install(verbose: bool = False) -> AbstractContextManager[None]:
+def install(verbose: bool = False) -> ContextManager[None]:
     """Accelerates RoboOrchardLab's own classes without replacing them.
 
     PipelineHooks that are created afterwards, of any subclass, dispatch
@@ -41,22 +37,18 @@ def install(verbose: bool = False) -> AbstractContextManager[None]:
     trainer clip with the functions of this package. Pickles, checkpoints and
     configs that are written meanwhile load without this package.
 
-    The effect is limited to this process and to those forked from it. A
-    process that is spawned has to call `install` itself.
+    A process that is spawned, not forked, has to call `install` itself.
 
-    A function of RoboOrchardLab that differs from those of 0.4 and 0.5, or
-    that other code has patched, is left alone; one warning lists them all.
-    Patches that are made later take effect, except those of
-    robo_orchard_core's HookContextChannel. After importlib.reload of a module
-    of RoboOrchardLab, another call replaces what the reload has restored.
+    A function that differs from those of 0.4 and 0.5, or that other code has
+    patched, is left alone; one warning lists them all. Later patches take
+    effect, except those of robo_orchard_core's HookContextChannel. After
+    importlib.reload, another call replaces what the reload has restored.
 
     Args:
         verbose (bool): Whether to print `status()`.
 
     Returns:
-        AbstractContextManager: A context manager that uninstalls on exit,
-            unless RoboOrchardLab was accelerated before this call, or was
-            uninstalled and installed again since.
+        AbstractContextManager: Uninstalls on exit what this call installed.
 
     Raises:
         ImportError: RoboOrchardLab is not installed, or cannot be imported.
@@ -64,12 +56,11 @@ def install(verbose: bool = False) -> AbstractContextManager[None]:
     global _installation
     made = None
     with _lock:
-        if _installation is None:
-            made = _Installation({}, ExitStack())
-            _install(made)
-            _installation = made
-        else:
-            _install(_installation)
+        installation = _installation or (
+            made := _Installation({}, ExitStack())
+        )
+        _install(installation)
+        _installation = installation
     uninstalling = _uninstall_on_exit(made)
     if verbose:
         try:
@@ -101,9 +92,8 @@ class Status:
     """Whether `install` is in effect."""
 
     names: Mapping[str, str]
-    """The full name of each function of RoboOrchardLab, and its state, which
-    is "replaced"; "original", with the reason if it was left alone; or
-    "patched by others since"."""
+    """The state of each function of RoboOrchardLab: "replaced"; "original",
+    with the reason if it was left alone; or "patched by others since"."""
 
     versions: Mapping[str, str | None]
     """The versions of both packages; None for one that is not installed."""
@@ -135,12 +125,12 @@ class Status:
         ]
         if self.versions[PACKAGE]:
             lines.append(f"  {lab}: {self.support}")
-            names = {
-                name.removeprefix(f"{PACKAGE}."): state
-                for name, state in self.names.items()
-            }
-            width = max(map(len, names))
-            lines += [f"  {name:<{width}}  {names[name]}" for name in names]
+            prefix = f"{PACKAGE}."
+            width = max(map(len, self.names)) - len(prefix)
+            for name, state in self.names.items():
+                lines.append(
+                    f"  {name.removeprefix(prefix):<{width}}  {state}"
+                )
         return "\n".join(lines)
 
 
@@ -171,8 +161,7 @@ def status() -> Status:
 @dataclass
 class _Installation:
     names: dict[str, AppliedPatch | str]
-    """What was replaced, or why a function was left alone."""
-
+    """What was replaced, or why it was left alone."""
     undo: ExitStack
 
 
@@ -196,7 +185,6 @@ def _uninstall_on_exit(installation: _Installation | None) -> Iterator[None]:
 
 
 def _install(installation: _Installation) -> None:
-    """Replaces what is original."""
     names = dict(installation.names)
     try:
         import_module(PACKAGE)
@@ -207,15 +195,13 @@ def _install(installation: _Installation) -> None:
                 import_module(module)
         with ExitStack() as undo:
             for patch in patches():
-                found = names.get(patch.name)
-                if isinstance(found, AppliedPatch) and (
-                    found.state != "original"
-                ):
-                    continue
-                try:
-                    names[patch.name] = patch.replace(undo)
-                except PatchError as change:
-                    names[patch.name] = str(change)
+                found = names.get(patch.name, "")
+                # Another call finds what a reload restored.
+                if isinstance(found, str) or found.state == "original":
+                    try:
+                        names[patch.name] = patch.replace(undo)
+                    except PatchError as change:
+                        names[patch.name] = str(change)
             _warn_of_left_alone(names, installation.names)
             installation.undo.enter_context(undo.pop_all())
             installation.names = names

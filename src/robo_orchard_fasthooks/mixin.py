@@ -81,8 +81,7 @@ class ModelOutputHasLossKeys(ModelOutput, Protocol):
         """Returns the keys of the losses."""
 
 
-# typing.get_type_hints resolves the annotations of PipelineHookArgs in the
-# module that defines it, which must not import torch itself.
+# For typing.get_type_hints; the compiled module must not import torch itself.
 vars(_args).update(
     Accelerator=Accelerator,
     AcceleratedOptimizer=AcceleratedOptimizer,
@@ -155,22 +154,17 @@ class PipelineHooks(ClassInitFromConfigMixin):
     ) -> _Scope:
         """Returns a context manager that runs a channel's hooks around a body.
 
-        The `before` callbacks run first, then the body of the `with`
-        statement, then the `after` callbacks, which run also if a `before` or
-        the body raises. Both run in the order in which the hooks were
-        registered.
-
-        While the `after` callbacks run, `arg.exception` is the exception that
-        a `before` or the body raised, or None. Afterwards it is restored.
+        The `before` callbacks run first, then the body of `with`, then the
+        `after` callbacks, also if a `before` or the body raises; both in the
+        order of registration. While the `after` callbacks run, `arg.exception`
+        is the exception that was raised, or None; then it is restored.
 
         Args:
             channel (PipelineHookChanelType): The name of the channel.
-            arg (PipelineHookArgs): The object that every hook is called with,
-                and that `with` yields.
+            arg (PipelineHookArgs): Hooks are called with it; `with` yields it.
 
         Returns:
-            AbstractContextManager: It can be entered once, or used as a
-                decorator. No hook runs before it is entered.
+            AbstractContextManager: Can be entered once, or be a decorator.
 
         Raises:
             KeyError: The channel does not exist.
@@ -196,8 +190,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
                 it keeps its position.
 
         Returns:
-            RemoveableHandle: Calling it, calling its `remove` method, or
-                leaving it as a context manager unregisters the hook.
+            RemoveableHandle: Calling or leaving it unregisters the hook.
 
         Raises:
             KeyError: The channel does not exist.
@@ -220,8 +213,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
                 RoboOrchardLab's.
 
         Returns:
-            RemoveableHandle: Calling it, calling its `remove` method, or
-                leaving it as a context manager unregisters all of them.
+            RemoveableHandle: Calling or leaving it unregisters all of them.
 
         Raises:
             KeyError: `hooks` has hooks in a channel that does not exist here.
@@ -241,13 +233,11 @@ class PipelineHooks(ClassInitFromConfigMixin):
         pairs = []
         for name, other in hooks.hooks.items():
             try:
-                channel = find_channel(self, name)
+                pairs.append((find_channel(self, name), other))
             except KeyError:
                 # RoboOrchardLab 0.5 creates one channel more than 0.4.
-                if not len(other):
-                    continue
-                raise
-            pairs.append((channel, other))
+                if len(other):
+                    raise
         # Everything is checked before anything is registered.
         added = check_merge(pairs)
         handles: list[Callable[[], None]] = []
@@ -292,21 +282,13 @@ class PipelineHooks(ClassInitFromConfigMixin):
             PipelineHooks: The new hooks, an instance of this class.
 
         Raises:
-            KeyError: An object has hooks in a channel that does not exist in
-                this class.
-            TypeError: An object is neither a PipelineHooks nor a
-                PipelineHooksConfig.
+            KeyError: An object has hooks in a channel that this class lacks.
+            TypeError: An object is neither hooks nor a config of hooks.
         """
-        given: Iterable[Any]
-        if hooks is None:
-            given = ()
-        elif (
-            isinstance(hooks, ClassConfig)
-            or _is_pipeline_hooks(hooks)
-            or not isinstance(hooks, Iterable)
+        given: Iterable[Any] = () if hooks is None else (hooks,)
+        if isinstance(hooks, Iterable) and not (
+            isinstance(hooks, ClassConfig) or _is_pipeline_hooks(hooks)
         ):
-            given = (hooks,)
-        else:
             given = hooks
         result = cls()
         for position, each in enumerate(given):
@@ -318,9 +300,8 @@ class PipelineHooks(ClassInitFromConfigMixin):
         """Lists the hooks in the order in which they run.
 
         Returns:
-            str: One line for each channel that has hooks. Below it is one
-                line for each hook, with its position, and below that one line
-                for each of its callbacks, with its file and line number.
+            str: A line for each channel that has hooks, below it for each
+                hook, and below that for each callback, with file and line.
         """
         return describe(self.hooks)
 
@@ -344,8 +325,7 @@ class PipelineHooksConfig(ClassConfig[PipelineHooksType_co]):
 
 
 def _is_pipeline_hooks(given: Any) -> bool:
-    # By method, not by class, so that RoboOrchardLab's hooks and proxies of
-    # hooks are accepted.
+    # By method, so that RoboOrchardLab's hooks and proxies are accepted.
     return not isinstance(given, type) and hasattr(
         given, "register_pipeline_hooks"
     )
@@ -354,8 +334,7 @@ def _is_pipeline_hooks(given: Any) -> bool:
 def _make_hooks(given: Any, at: str) -> Any:
     if isinstance(given, ClassConfig):
         makes = given.class_type
-        # A class is checked before it is called, which is not possible for a
-        # factory function.
+        # A class is checked before it is called, as a function cannot be.
         if not isinstance(makes, type) or hasattr(
             makes, "register_pipeline_hooks"
         ):

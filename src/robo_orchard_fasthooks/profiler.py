@@ -12,11 +12,7 @@ import torch
 from accelerate import Accelerator
 from typing_extensions import Self
 
-from robo_orchard_fasthooks._dispatch import (
-    Registrations,
-    recorder_of,
-    set_recorder,
-)
+from robo_orchard_fasthooks._dispatch import Registrations, set_recorder
 from robo_orchard_fasthooks._profiling import report
 from robo_orchard_fasthooks._profiling.profile import (
     CallbackTimes,
@@ -39,7 +35,6 @@ __all__ = [
 
 @runtime_checkable
 class _HasChannels(Protocol):
-    # RoboOrchardLab's PipelineHooks are not a subclass of this package's.
     @property
     def hooks(self) -> Mapping[Any, Any]: ...
 
@@ -47,26 +42,23 @@ class _HasChannels(Protocol):
 class HookProfiler:
     """Times each hook of a training loop.
 
-    While it is on, it keeps the count, sum, extremes and a histogram of the
-    times of each hook, by phase and channel, so its memory does not grow with
-    the number of steps. Use it as a context manager, or call `start` and
-    `stop`::
+    It keeps the count, sum, extremes and a histogram of each hook's times, so
+    its memory does not grow with the number of steps. Use it as a context
+    manager, or call `start` and `stop`::
 
         with HookProfiler(hooks) as profiler:
             train(hooks)
         print(profiler.table())
 
     A scope is timed if the profiler was on when it was entered and when it was
-    left. Hooks that are registered while it is on are timed too. Channels that
-    are added to `hooks.hooks` while it is on are not, nor are copies of the
-    hooks; a copy can have a profiler of its own. Hooks with the same name and
-    the same callback share a row, also when they are registered anew in each
-    step; a hook with a new name in each step adds a row in each step.
+    left. Hooks that are registered while it is on are timed too; channels that
+    are added then, and copies of the hooks, are not. Hooks with the same name
+    and callback share a row; one with a new name in each step adds a row in
+    each step.
 
-    Hooks may run in several threads: their times add up. `to_dict`, `table`,
-    `reset`, `start` and `stop` may be called from any thread while hooks run.
-    The result then includes callbacks of scopes that have not been left, so
-    that their share of the scopes' time may be too high.
+    Hooks may run in several threads: their times add up. All methods may be
+    called from any thread while hooks run; scopes that have not been left then
+    count by their callbacks only.
 
     Args:
         hooks (PipelineHooks): The hooks, of this package or, after
@@ -141,7 +133,7 @@ class HookProfiler:
                     "Create the hooks after "
                     "robo_orchard_fasthooks.lab.install()"
                 )
-            if recorder_of(channel) is not None:
+            if channel._recorder is not None:
                 raise RuntimeError(
                     f"channel {name!r} is already being profiled: stop the "
                     "other HookProfiler first"
@@ -184,11 +176,8 @@ class HookProfiler:
 
         Returns:
             dict[str, ChannelProfile]: For each channel that has run, the times
-                of its scopes ("scope"), of their bodies ("body"; these include
-                scopes of other channels within them) and of each callback
-                ("hooks"). All have "count", "sum", "mean", "p50", "p95", "min"
-                and "max"; a callback also has "hook", "phase", "where" and
-                "share_of_scope".
+                of its scopes, of their bodies (with the scopes of other
+                channels within them) and of each callback.
         """
         return {
             name: rows.to_dict()

@@ -1,7 +1,6 @@
 """Instruction counts, a measure of speed for tests on busy machines.
 
-valgrind's cachegrind counts the instructions in a process of its own. Two
-counts of the same work are equal, or nearly so, however busy the machine is.
+Two counts of the same work by valgrind's cachegrind are nearly equal.
 """
 
 from __future__ import annotations
@@ -33,14 +32,11 @@ def count(
 
     Args:
         *makes (Callable[[], Callable[[int], None]]): Functions at the top
-            level of one file. The file is imported by its module's name in a
-            new process, in which each function returns a `run(n)` that does
-            its work n times. A file that is run as a script, not by
-            `python -m`, is the module `__mp_main__` there, as in processes
-            that multiprocessing spawns.
-        sizes (tuple[int, int]): The n of two runs. The result is derived from
-            the difference of their counts, so that starting and ending a
-            process does not count.
+            level of one file. In a new process, which imports the file by its
+            module's name (that of a script is `__mp_main__`), each returns a
+            `run(n)` that does its work n times.
+        sizes (tuple[int, int]): The n of two runs: by the difference of their
+            counts, starting and ending a process does not count.
 
     Returns:
         list[float]: The number of instructions for doing each work once.
@@ -52,10 +48,8 @@ def count(
         RuntimeError: The process failed.
     """
     for make in makes:
-        if (
-            not hasattr(make, "__code__")
-            or not make.__qualname__.isidentifier()
-        ):
+        name = getattr(make, "__qualname__", "")
+        if not hasattr(make, "__code__") or not name.isidentifier():
             raise ValueError(
                 f"count needs functions at the top level of a file, not {make}"
             )
@@ -73,12 +67,10 @@ def count(
         spec = sys.modules[module].__spec__
         module = spec.name if spec else "__mp_main__"
     names = [make.__name__ for make in makes]
-    # Not with -m, which would import this package and torch: the file may
-    # need neither.
+    # Not with -m, which would import torch; the file may not need it.
     program = f"import runpy; runpy.run_path({__file__!r}, None, '__main__')"
-    counts = Counting(
-        ["-c", program, *map(str, sizes), module, file, *names]
-    ).results()
+    arguments = ["-c", program, *map(str, sizes), module, file, *names]
+    counts = Counting(arguments).results()
     return [counts[name] for name in names]
 
 
@@ -134,12 +126,11 @@ class Counting:
                 raise RuntimeError(f"the counted program failed:\n{err}")
             counts: dict[str, float] = {}
             for line in out.splitlines():
-                if not line.startswith(_COUNTED):
-                    continue
-                _, name, times, small, large = line.split("\t")
-                more = self._instructions(large) - self._instructions(small)
-                once = more / int(times)
-                counts[name] = min(once, counts.get(name, once))
+                if line.startswith(_COUNTED):
+                    _, name, times, *runs = line.split("\t")
+                    small, large = map(self._instructions, runs)
+                    once = (large - small) / int(times)
+                    counts[name] = min(once, counts.get(name, once))
             return counts
 
     def _instructions(self, process: str) -> int:
@@ -168,15 +159,14 @@ def run_counted(name: str, run: Run, sizes: tuple[int, int]) -> None:
 def _run_forked(run: Run, size: int) -> int:
     process = os.fork()
     if process == 0:
-        status = 1
         try:
             gc.disable()
             run(size)
-            status = 0
+            os._exit(0)
         except BaseException:
             traceback.print_exc()  # os._exit would discard it.
         finally:
-            os._exit(status)
+            os._exit(1)
     if os.waitpid(process, 0)[1]:
         sys.exit("a forked process failed")
     return process

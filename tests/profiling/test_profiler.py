@@ -13,7 +13,7 @@ from robo_orchard_fasthooks import (
     PipelineHooks,
     lab,
 )
-from robo_orchard_fasthooks._dispatch import recorder_of, set_recorder
+from robo_orchard_fasthooks._dispatch import set_recorder
 from robo_orchard_fasthooks._record import Recorder, Stats
 
 
@@ -144,7 +144,6 @@ class TestRecorder:
     @pytest.mark.parametrize(
         ("function", "args"),
         [
-            (recorder_of, (None,)),
             (set_recorder, (None, None)),
             (Recorder.__new__, (Recorder,)),  # Not initialised.
         ],

@@ -30,8 +30,8 @@ _MIXIN = f"{PACKAGE}.pipeline.hooks.mixin"
 _GRAD_CLIP = f"{PACKAGE}.pipeline.hooks.grad_clip"
 _OPTIMIZER = f"{PACKAGE}.pipeline.hooks.optimizer"
 _TRAINER = f"{PACKAGE}.pipeline.training.hook_based_trainer"
+_ARGS = "PipelineHookArgs"
 MODULES = (_MIXIN, _GRAD_CLIP, _OPTIMIZER, _TRAINER)
-"""The modules that hold them."""
 
 
 def patches() -> list[Patch]:
@@ -42,12 +42,9 @@ def patches() -> list[Patch]:
         _same_as_here("register_hook", "self, channel, hook"),
         _same_as_here("register_pipeline_hooks", "self, hooks"),
         _same_as_here("from_hooks", "cls, hooks"),
-        _Construction(_MIXIN, "PipelineHookArgs.__init__", _if_plain),
+        _Construction(_MIXIN, f"{_ARGS}.__init__", _if_plain),
         Patch(
-            _MIXIN,
-            "PipelineHookArgs.copy_with_updates",
-            _quick_copy,
-            "self, **kwargs",
+            _MIXIN, f"{_ARGS}.copy_with_updates", _quick_copy, "self, **kwargs"
         ),
         *_clipping_patches(),
     ]
@@ -62,10 +59,8 @@ def _compiled_channels(owner: Any, original: Any) -> Any:
     for method in vars(HookContextChannel).values():
         if callable(method):
             check_home(method, HookContextChannel.__module__)
-    args = getattr(sys.modules[_MIXIN], "PipelineHookArgs", None)
-    publishes_exception = "exception" in getattr(
-        args, "__dataclass_fields__", ()
-    )
+    args = getattr(sys.modules[_MIXIN], _ARGS, None)
+    fields = getattr(args, "__dataclass_fields__", ())
 
     @wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
@@ -76,15 +71,14 @@ def _compiled_channels(owner: Any, original: Any) -> Any:
                 # unregister them from the channel that replaces it.
                 if type(channel) is HookContextChannel and not len(channel):
                     self.hooks[name] = _dispatch.in_place(
-                        vars(channel), publishes_exception
+                        vars(channel), "exception" in fields
                     )
 
     return __init__
 
 
 def _if_plain(cls: Any, original: Any) -> Any:
-    reason = _fast_dataclass.unsupported_reason(cls)
-    if reason is not None:
+    if reason := _fast_dataclass.unsupported_reason(cls):
         raise PatchError(f"{cls.__name__} is not a plain dataclass: {reason}")
     return original
 
@@ -149,8 +143,7 @@ def _clipping_patches() -> list[Patch]:
 
 
 def _gradient_clipping(self: Any, hook_args: Any) -> None:
-    # RoboOrchardLab does not clip in any other mode, and `clip_mode = None`
-    # is a way to switch its hook off.
+    # RoboOrchardLab does not clip in any other mode.
     if self.clip_mode in ("norm", "value"):
         clip_at_step(self, hook_args)
 
@@ -166,14 +159,8 @@ def _step_with_mark(cls: Any, original: Any) -> Any:
 
 
 def _clip_optimizer_gradients(
-    *,
-    accelerator: Any,
-    optimizer: Any,
-    clip_mode: str,
-    clip_value: float | None,
-    max_norm: float | None,
-    norm_type: float,
+    *, accelerator: Any, optimizer: Any, clip_mode: str, **settings: Any
 ) -> None:
     if clip_mode in ("norm", "value"):
-        settings = ClipSettings(clip_mode, clip_value, max_norm, norm_type)
-        clip_gradients(settings, accelerator, optimizer)
+        clipping = ClipSettings(clip_mode, **settings)
+        clip_gradients(clipping, accelerator, optimizer)

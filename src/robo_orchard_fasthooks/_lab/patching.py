@@ -27,8 +27,6 @@ def check_home(function: Any, module: str) -> None:
 
 
 class AppliedPatch(NamedTuple):
-    """An attribute that was replaced."""
-
     patch: Patch
     owner: Any
     attribute: str
@@ -36,12 +34,7 @@ class AppliedPatch(NamedTuple):
     replacement: Any
 
     @property
-    def is_active(self) -> bool:
-        return vars(self.owner).get(self.attribute) is self.replacement
-
-    @property
     def state(self) -> str:
-        """What its name refers to now, which a reload may have changed."""
         try:
             *_, now = self.patch.look_up(sys.modules.get(self.patch.module))
             if now is self.replacement:
@@ -61,25 +54,17 @@ class Patch:
     """Its name within the module, such as `Class.method`."""
 
     make: Callable[[Any, Any], Any]
-    """Called with the owner and the original, returns the replacement. It may
-    raise PatchError."""
+    """Makes the replacement from owner and original; may raise PatchError."""
 
     parameters: str | None = None
-    """The parameters that the original has to have, such as `self, *, name`,
-    or None if any will do."""
+    """Those that the original has to have, such as `self, *, name`."""
 
     @property
     def name(self) -> str:
         return f"{self.module}.{self.path}"
 
     def replace(self, undo: contextlib.ExitStack) -> AppliedPatch:
-        """Replaces the function, and has `undo` put the original back.
-
-        Raises:
-            PatchError: The function is missing, is not the one that was
-                expected, or has been patched.
-            ImportError: A module that its module imports is missing.
-        """
+        """Replaces the function, and has `undo` put the original back."""
         owner, attribute, original = self._find()
         replacement = self.make(owner, original)
         replaced = AppliedPatch(self, owner, attribute, original, replacement)
@@ -88,7 +73,6 @@ class Patch:
         return replaced
 
     def look_up(self, module: Any) -> tuple[Any, str, Any]:
-        """Finds the owner, the attribute and its value in the module."""
         owner = module
         *classes, attribute = self.path.split(".")
         try:
@@ -121,7 +105,10 @@ class Patch:
         return owner, attribute, original
 
     def _put_back(self, replaced: AppliedPatch) -> None:
-        if replaced.is_active:
+        if (
+            vars(replaced.owner).get(replaced.attribute)
+            is replaced.replacement
+        ):
             setattr(replaced.owner, replaced.attribute, replaced.original)
         elif replaced.state != "original":  # That of a reloaded module.
             warnings.warn(

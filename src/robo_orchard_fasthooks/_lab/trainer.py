@@ -1,7 +1,6 @@
 """This package's clipping in the HookBasedTrainer of RoboOrchardLab 0.5.
 
-That trainer does the clipping itself. It finds the config by RoboOrchardLab's
-own classes, and applies the four settings that these have.
+That clips by itself, by configs of RoboOrchardLab's own classes.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ from robo_orchard_fasthooks.mixin import PipelineHooks, PipelineHooksConfig
 def recognize_clipping(module: Any, original: Any) -> Any:
     """Makes the function that separates the clipping from a trainer's hooks.
 
-    The original is called with a hook or config of RoboOrchardLab in place of
-    each of this package. So the same rules hold for both: the trainer clips by
-    a config, and two configs are an error, as is a hook under DeepSpeed.
+    Calls the original with a hook or config of RoboOrchardLab in place of each
+    of this package, so that the same rules hold for both.
     """
     if not hasattr(module, "_normalize_hook_inputs"):
         raise PatchError("its module has no _normalize_hook_inputs")
@@ -36,12 +34,9 @@ def recognize_clipping(module: Any, original: Any) -> Any:
 
         def representative(hook: Any) -> Any:
             if isinstance(hook, GradientClippingHookConfig):
-                found = module.GradientClippingHookConfig(
-                    clip_mode=hook.clip_mode,
-                    clip_value=hook.clip_value,
-                    max_norm=hook.max_norm,
-                    norm_type=hook.norm_type,
-                )
+                names = ("clip_mode", "clip_value", "max_norm", "norm_type")
+                settings = {name: getattr(hook, name) for name in names}
+                found = module.GradientClippingHookConfig(**settings)
             elif isinstance(hook, GradientClippingHook):
                 # Its __init__ warns.
                 found = object.__new__(module.GradientClippingHook)
@@ -52,12 +47,9 @@ def recognize_clipping(module: Any, original: Any) -> Any:
 
         if isinstance(hooks, (PipelineHooks, PipelineHooksConfig)):
             hooks = [hooks]
-        given = [
-            representative(hook)
-            for hook in module._normalize_hook_inputs(hooks)
-        ]
+        given = map(representative, module._normalize_hook_inputs(hooks))
         remaining, config = original(
-            hooks=given, grad_clip=grad_clip, is_deepspeed=is_deepspeed
+            hooks=[*given], grad_clip=grad_clip, is_deepspeed=is_deepspeed
         )
         config = represented.get(id(config), config)
         if is_deepspeed and getattr(config, "error_if_nonfinite", False):
@@ -72,10 +64,7 @@ def recognize_clipping(module: Any, original: Any) -> Any:
 
 
 def clip_with_all_settings(cls: Any, original: Any) -> Any:
-    """Makes the method that clips, by all settings of this package's configs.
-
-    RoboOrchardLab's have no `error_if_nonfinite` and no `cuda_graph`.
-    """
+    """Makes the method that clips by all settings of this package."""
 
     @wraps(original)
     def _run_gradient_clipping(

@@ -9,13 +9,12 @@ import torch
 
 
 class Ranges:
-    """Opens and closes the ranges of one callback."""
-
     def __init__(self, record_function: bool, nvtx: bool, title: str):
         self._title = title
         self._record_function = record_function
         self._nvtx: Any = torch.cuda.nvtx if nvtx else None
-        self._thread = _Thread()
+        # In it, each thread has a list of ranges: a callback may run itself.
+        self._thread = threading.local()
 
     def open(self) -> None:
         if self._nvtx:
@@ -24,17 +23,10 @@ class Ranges:
         if self._record_function:
             opened: Any = torch.profiler.record_function(self._title)
             opened.__enter__()
-            self._thread.opened.append(opened)
+            vars(self._thread).setdefault("opened", []).append(opened)
 
     def close(self) -> None:
         if self._record_function:
             self._thread.opened.pop().__exit__(None, None, None)
         if self._nvtx:
             self._nvtx.range_pop()
-
-
-class _Thread(threading.local):
-    # One list for each thread, because several threads may run the same
-    # callback at once. It has several entries where a callback runs itself.
-    def __init__(self) -> None:
-        self.opened: list[Any] = []

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from robo_orchard_fasthooks._profiling.profile import Profile
 
+_PREFIX = "robo_orchard_fasthooks/profile"
 _calls = 0
 
 
@@ -24,8 +25,8 @@ def gather(
     store = dist.distributed_c10d._get_default_store()
     ranks = range(accelerator.num_processes)
     mine = accelerator.process_index
-    store.set(_key(_calls, mine), json.dumps(profile))
-    keys = [_key(_calls, rank) for rank in ranks]
+    keys = [f"{_PREFIX}/{_calls}/{rank}" for rank in ranks]
+    store.set(keys[mine], json.dumps(profile))
     try:
         store.wait(keys, timedelta(seconds=timeout))
     except RuntimeError as error:
@@ -35,15 +36,10 @@ def gather(
             raise
         raise RuntimeError(
             "every rank has to call table(reduce=accelerator), but within "
-            f"{timeout:g} s these ranks did not: "
-            f"{', '.join(map(str, missing))}"
+            f"{timeout:g} s these ranks did not: {str(missing)[1:-1]}"
         ) from error
     found = [json.loads(store.get(key)) for key in keys]
     # Every rank has made this call, so every rank has read the last one's.
-    store.delete_key(_key(_calls - 1, mine))
+    store.delete_key(f"{_PREFIX}/{_calls - 1}/{mine}")
     _calls += 1
     return found
-
-
-def _key(call: int, rank: int) -> str:
-    return f"robo_orchard_fasthooks/profile/{call}/{rank}"

@@ -13,12 +13,7 @@ def table(profile: Profile) -> str:
     """Lists the callbacks, slowest first, and then the channels."""
     hooks = _slowest_first(profile)
     spent = sum(row["sum"] for _, row in hooks) or 1
-    lines = [
-        [
-            *("hook", "at", "share", "of scope", "count"),
-            *("mean", "p50", "p95", "max"),
-        ]
-    ]
+    lines = ["hook|at|share|of scope|count|mean|p50|p95|max".split("|")]
     for channel, row in hooks:
         lines.append(
             [
@@ -27,8 +22,7 @@ def table(profile: Profile) -> str:
                 f"{row['sum'] / spent:.1%}",
                 f"{row['share_of_scope']:.1%}",
                 f"{row['count']:,}",
-                *(_time(row["mean"]), _time(row["p50"])),
-                *(_time(row["p95"]), _time(row["max"])),
+                *map(_time, (row["mean"], row["p50"], row["p95"], row["max"])),
             ]
         )
     channels = [["channel", "scopes", "mean", "body", "hooks"]]
@@ -91,10 +85,8 @@ def draw(profile: Profile, path: str | Path) -> None:
     # Without pyplot, which would need a display, and keep the figure open.
     figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for phase, color, offset in (
-        ("before", "#E69F00", 0.2),
-        ("after", "#0072B2", -0.2),
-    ):
+    bars_of = [("before", "#E69F00", 0.2), ("after", "#0072B2", -0.2)]
+    for phase, color, offset in bars_of:
         values = [times.get(phase, 0.0) for times in reversed(sums.values())]
         places = [index + offset for index in range(len(names))]
         bars = axes.barh(places, values, 0.4, color=color, label=phase)
@@ -111,11 +103,7 @@ def draw(profile: Profile, path: str | Path) -> None:
 
 
 def _slowest_first(profile: Profile) -> list[tuple[str, CallbackTimes]]:
-    hooks = [
-        (name, row)
-        for name, channel in profile.items()
-        for row in channel["hooks"]
-    ]
+    hooks = [(name, row) for name in profile for row in profile[name]["hooks"]]
     return sorted(hooks, key=lambda pair: -pair[1]["sum"])
 
 
@@ -129,12 +117,12 @@ def _time(ns: float) -> str:
 def _aligned(rows: list[list[str]], left: int) -> str:
     # A name may have line breaks.
     rows = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            f"{cell:{'<' if index < left else '>'}{widths[index]}}"
-            for index, cell in enumerate(row)
+    columns = [
+        [
+            f"{cell:{'<' if index < left else '>'}{max(map(len, column))}}"
+            for cell in column
         ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+        for index, column in enumerate(zip(*rows, strict=True))
+    ]
+    lines = zip(*columns, strict=True)
+    return "\n".join("  ".join(line).rstrip() for line in lines)

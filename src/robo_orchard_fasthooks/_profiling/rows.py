@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from robo_orchard_fasthooks._describe import Phase, callback_of, label, where
-from robo_orchard_fasthooks._profiling.profile import (
-    ChannelProfile,
-    times_of,
-)
+from robo_orchard_fasthooks._profiling.profile import ChannelProfile, times_of
 from robo_orchard_fasthooks._profiling.ranges import Ranges
 from robo_orchard_fasthooks._record import Recorder, Stats
 
-# The phase, the name of the hook, the place of the callback, and the number
-# among the hooks for which these are the same.
+# Phase, name of the hook, place of the callback, number among equal ones.
 _Key = tuple[Phase, str, str | None, int]
 
 
@@ -26,28 +22,21 @@ _Key = tuple[Phase, str, str | None, int]
 class _Row:
     hook: str
     phase: Phase
-    where: str | None
-    """The place of the callback, None if the hook has none."""
+    where: str | None  # None if the hook has no callback.
     stats: Stats
 
 
-class _Totals(NamedTuple):
-    """The times when a window of scopes began."""
-
+class _Totals(NamedTuple):  # Those when a window of scopes began.
     scopes: int = 0
     time: int = 0
     hooks: Counter[str] = Counter()
 
 
 class ChannelRows:
-    """The times that a HookProfiler keeps of one channel.
-
-    Scopes may run in several threads while another one reads or resets the
-    profile. There is no lock, since a process that is forked while another
-    thread holds one could never acquire it: Stats change in compiled code that
-    does not release the interpreter's lock, `setdefault` decides which thread
-    adds a row or gives a warning, and no _Totals is ever changed.
-    """
+    # Scopes may run in several threads while another one reads or resets the
+    # times. A lock that another thread holds would never be free after a fork;
+    # instead, Stats change under the interpreter's lock, `setdefault` decides
+    # which thread adds a row or warns, and no _Totals is ever changed.
 
     def __init__(
         self,
@@ -76,7 +65,6 @@ class ChannelRows:
             row.stats.clear()
 
     def forget_hooks(self) -> None:
-        """Drops the references to the hooks; their rows stay."""
         self._find_late_callbacks()
         self.recorder.forget_hooks()
 
@@ -87,8 +75,7 @@ class ChannelRows:
             for row in self._all_rows()
             if row.where is not None and row.stats.count
         ]
-        # Scopes are read last, so that they include those that other threads
-        # have just left, whose callbacks may be in the rows.
+        # Last, to include those whose callbacks may be in the rows.
         scopes = times_of(self.recorder.scopes)
         whole = scopes["sum"]
         return {
@@ -108,10 +95,7 @@ class ChannelRows:
 
     def _find_late_callbacks(self) -> None:
         # A hook may have been given a callback after its rows were made.
-        current = self.recorder.current
-        if current is None:
-            return
-        hooks, befores, afters = current
+        hooks, befores, afters = self.recorder.current or ((), (), ())
         rows = {id(row.stats): row for row in self._all_rows()}
         for hook, stats in zip(2 * hooks, befores + afters, strict=True):
             row = rows[id(stats)]
@@ -119,15 +103,13 @@ class ChannelRows:
                 row.where = _describe(hook, row.phase)[1]
 
     def _all_rows(self) -> list[_Row]:
-        # A copy in one step: a scope in another thread, or in a finalizer,
-        # may add rows at any time.
+        # A copy in one step: other threads and finalizers may add rows.
         return list(self._rows.values())
 
     def _stats_of(
         self, hooks: tuple[Any, ...], phase: Phase
     ) -> tuple[Stats, ...]:
-        # Rows are found by name and callback, not by identity, so that hooks
-        # that are registered anew in each step share a row.
+        # By name and callback: hooks registered anew in each step share a row.
         seen: Counter[tuple[str, str | None]] = Counter()
         found = []
         for hook in hooks:
@@ -135,13 +117,12 @@ class ChannelRows:
             seen[described] += 1
             key = (phase, *described, seen[described])
             found.append((self._rows.get(key) or self._new_row(key)).stats)
-        # A tuple that is made of a generator raises SystemError if another
-        # thread, a debugger's, holds the objects that the collector tracks.
+        # A tuple made of a generator raises SystemError if a debugger's thread
+        # holds the objects that the collector tracks.
         return tuple(found)
 
     def _new_row(self, key: _Key) -> _Row:
         phase, name, place, _ = key
-        # Rows of one name are told apart by number.
         for number in itertools.count(1):
             if self._numbers.setdefault((phase, name, number), key) == key:
                 break
@@ -153,7 +134,6 @@ class ChannelRows:
         return self._rows.setdefault(key, row)
 
     def _watch(self) -> None:
-        """Warns of slow hooks at the end of each window of scopes."""
         scopes, began = self.recorder.scopes, self._began
         if scopes.count < began.scopes:  # The times were discarded.
             began = self._began = _Totals()
@@ -171,7 +151,7 @@ class ChannelRows:
                 places = [
                     f"in {row.phase}: {row.where}"
                     for row in rows
-                    if row.hook == hook and row.where is not None
+                    if row.hook == hook and row.where
                 ]
                 warnings.warn(
                     f"{hook} takes {time / whole:.0%} of {self._name!r}, "
@@ -181,7 +161,6 @@ class ChannelRows:
 
 
 def _describe(hook: Any, phase: Phase) -> tuple[str, str | None]:
-    """The name of a hook, and where its callback is, None if it has none."""
     try:
         function = callback_of(hook, phase)
         place = None if function is None else where(function)
