@@ -21,7 +21,6 @@ Shapes = list[tuple[int, ...]]
 LIMITS = {"below": 1e12, "above": 1e-3}
 """Bounds, by the side of them on which the norm is."""
 
-
 UPSTREAM = SimpleNamespace(
     GradientClippingHookConfig=upstream.grad_clip.GradientClippingHookConfig,
     PipelineHookArgs=upstream.mixin.PipelineHookArgs,

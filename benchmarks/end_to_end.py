@@ -3,12 +3,9 @@
     python benchmarks/end_to_end.py
 
 Needs the whole of RoboOrchardLab 0.4.0 (tests/downstream/requirements.txt).
-HookBasedTrainer trains each model for some steps on fixed random data, with
-its statistics hook, gradient clipping and one hook of the user's. Runs with
-and without `install()` take turns in one process. The figure is the CPU time
-of the training thread per step, with one thread of torch: on a shared machine
-it moves less than the wall clock, and hooks do not wait for anything. Prints
-rows as JSON.
+HookBasedTrainer trains each model on fixed random data, with its statistics
+hook, gradient clipping and one hook of the user's, with and without install()
+in turn. Printed as JSON is the CPU time of the training thread per step.
 """
 
 from __future__ import annotations

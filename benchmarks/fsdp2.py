@@ -3,9 +3,8 @@
     torchrun --standalone --nproc-per-node 2 benchmarks/fsdp2.py
 
 GradientClippingHook, RoboOrchardLab 0.4.0's and torch.nn.utils.clip_grad_norm_
-clip the same 400 gradients of 64 elements over gloo, in turn, with one thread
-per rank. Timed is the thread of rank 0, which does not count its waiting for
-the other one. Prints rows as JSON.
+clip the same 400 gradients of 64 elements over gloo in turn. Printed as JSON is
+the time of rank 0's thread, which does not count its waiting for the other.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
     python benchmarks/gpu.py
 
-Prints rows as JSON, in less than four minutes. Without a GPU, it says so and
-exits with 2. What is not a matter of time, such as launches and waiting, is
-tested by `pytest -m cuda`.
+Prints rows as JSON, in less than four minutes; exits with 2 without a GPU.
+Launches and waits are tested by `pytest -m cuda`.
 """
 
 from __future__ import annotations

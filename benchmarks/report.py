@@ -3,11 +3,9 @@
     python benchmarks/report.py [--rounds N] [--lab-python PYTHON]
     python benchmarks/report.py --rounds 1 --dry-run
 
-Writes report/results.json, the picture, and the tables of README.md and docs
-(`pages.py`). Hooks and models are measured on one core. The end-to-end figures
-need a Python that has this package and the whole of RoboOrchardLab 0.4.0;
-without one, those that were measured before are kept. With --dry-run, hooks
-and models are measured and printed, and nothing is written.
+Writes report/results.json, the picture, and the tables of README.md and docs.
+The end-to-end figures need a Python that has this package and RoboOrchardLab
+0.4.0; without one, the old ones are kept. --dry-run only prints figures.
 """
 
 from __future__ import annotations
