@@ -3,7 +3,7 @@
     torchrun --standalone --nproc-per-node 2 benchmarks/fsdp2.py
 
 GradientClippingHook, RoboOrchardLab 0.4.0's and torch.nn.utils.clip_grad_norm_
-clip the same 400 gradients of 64 elements over gloo in turn. Printed as JSON is
+clip the same 400 gradients of 64 elements over gloo in turn. Rows of JSON have
 the time of rank 0's thread, which does not count its waiting for the other.
 """
 
