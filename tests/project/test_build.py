@@ -36,7 +36,7 @@ def test_without_a_compiler_it_says_what_to_install(tmp_path):
 SCRIPT = """
 import sys, types
 package = types.ModuleType("robo_orchard_fasthooks")
-package.__path__ = [sys.argv[1] + "/robo_orchard_fasthooks"]
+package.__path__ = [f"{each}/robo_orchard_fasthooks" for each in sys.argv[1:]]
 sys.modules["robo_orchard_fasthooks"] = package
 from robo_orchard_fasthooks._dispatch import HookContextChannel
 channel = HookContextChannel("on_step")
@@ -71,7 +71,10 @@ def test_debug_traces_lines(tmp_path):
         )
         assert result.returncode == 0, result.stderr
         result = subprocess.run(
-            [sys.executable, "-c", SCRIPT, tmp_path / "out" / "lib"],
+            [
+                *(sys.executable, "-c", SCRIPT),
+                *(tmp_path / "out" / "lib", tmp_path / "src"),
+            ],
             capture_output=True,
             text=True,
         )
