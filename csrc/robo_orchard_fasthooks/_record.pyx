@@ -33,6 +33,7 @@ cdef class Stats:
         self.count += 1
         self.sum += time
         self.histogram[bucket_of(time)] += 1
+        return 0
 
     def record(self, time):
         self.add(time)
@@ -122,3 +123,4 @@ cdef class Recorder:
         self.scopes.add(self.now() - entered)
         if self._after_scope is not None:
             self._after_scope()
+        return 0
