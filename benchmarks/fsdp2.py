@@ -32,7 +32,7 @@ def main() -> None:
     # Of the shapes of CASE.
     model = torch.nn.Sequential(*(torch.nn.RMSNorm(64) for _ in range(400)))
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-    model(torch.randn(64)).backward()
+    model(torch.randn(64)).sum().backward()
     params = list(model.parameters())
     restore = clipping.restoring(params)
 
