@@ -85,7 +85,8 @@ def gate(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Runs the benchmarks once: what they measure is for a quiet machine."""
-    session.run("pytest", "-q", "tests/benchmarks/test_workloads.py")
+    page = "tests/project/test_pages.py::test_trainers"
+    session.run("pytest", "-q", "tests/benchmarks/test_workloads.py", page)
     session.run("pytest", "-q", "benchmarks", "--benchmark-disable")
     session.run("python", "benchmarks/report.py", "--rounds=1", "--dry-run")
 
