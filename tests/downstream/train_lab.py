@@ -32,6 +32,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from helpers import processes
+
 logger = logging.getLogger("train_lab")
 
 
@@ -133,6 +135,7 @@ def main() -> None:
         torch.save(result, options.out / "result.pt")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    processes.end_rank()
 
 
 if __name__ == "__main__":

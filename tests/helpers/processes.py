@@ -16,6 +16,7 @@ TORCHRUN = (
     *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
     "--nproc-per-node",
 )
+TWO_RANKS = (*TORCHRUN, "2", "-m", "helpers.run_rank")
 
 
 def run(
@@ -52,8 +53,9 @@ def end_rank() -> NoReturn:
     torch 2.13 keeps these threads after destroy_process_group, once a device
     mesh has been made.
     """
-    dist.barrier()
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -12,7 +12,7 @@ from helpers import processes
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "train_digits.py")
 ONE_PROCESS = (sys.executable, EXAMPLE, "--cpu")
-TWO_PROCESSES = (*processes.TORCHRUN, "2", EXAMPLE, "--cpu")
+TWO_PROCESSES = (*processes.TWO_RANKS, EXAMPLE, "--cpu")
 
 
 def number(name, out):
