@@ -52,9 +52,7 @@ def test_accelerate_on_one_process_and_two(tmp_path):
     out = run_page("docs/accelerate.md", program)
     assert out.splitlines() == shown_on("docs/accelerate.md")
     for options, kind in ((), "Parameter"), (("fsdp2",), "DTensor"):
-        out, _ = processes.run(
-            [*processes.TWO_RANKS, str(program), *options]
-        )
+        out, _ = processes.run([*processes.TWO_RANKS, str(program), *options])
         lines = [f"rank {rank}: {kind}, norm 0.5708" for rank in range(2)]
         assert sorted(out.splitlines()) == lines
 
