@@ -18,49 +18,18 @@ except ImportError as error:
     ) from error
 
 from . import _dynamo as _dynamo  # It registers what torch.compile needs.
-from .clip import (
-    clip_grad_norm_,
-    clip_grad_value_,
-    clip_grads_with_norm_,
-    get_total_norm,
-)
-from .grad_clip import GradientClippingHook, GradientClippingHookConfig
-from .mixin import (
-    ClassType,
-    HookContext,
-    HookContextChannel,
-    ModelOutput,
-    ModelOutputHasLossKeys,
-    PipelineHookArgs,
-    PipelineHookChanelType,
-    PipelineHooks,
-    PipelineHooksConfig,
-    RemoveableHandle,
-)
-from .optimizer import OptimizerHook, OptimizerHookConfig
+from . import clip, grad_clip, mixin, optimizer
+from .clip import *
+from .grad_clip import *
+from .mixin import *
+from .optimizer import *
 from .profiler import HookProfiler
 
-__all__ = [
-    "ClassType",
-    "GradientClippingHook",
-    "GradientClippingHookConfig",
-    "HookContext",
-    "HookContextChannel",
-    "HookProfiler",
-    "ModelOutput",
-    "ModelOutputHasLossKeys",
-    "OptimizerHook",
-    "OptimizerHookConfig",
-    "PipelineHookArgs",
-    "PipelineHookChanelType",
-    "PipelineHooks",
-    "PipelineHooksConfig",
-    "RemoveableHandle",
-    "clip_grad_norm_",
-    "clip_grad_value_",
-    "clip_grads_with_norm_",
-    "get_total_norm",
-]
+__all__ = ["HookProfiler"]
+__all__ += clip.__all__
+__all__ += grad_clip.__all__
+__all__ += mixin.__all__
+__all__ += optimizer.__all__
 
 __version__: str
 

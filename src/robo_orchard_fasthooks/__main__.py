@@ -8,9 +8,8 @@ import os
 import platform
 import runpy
 import sys
-from importlib.machinery import SourceFileLoader, SourcelessFileLoader
 from importlib.metadata import PackageNotFoundError, version
-from pkgutil import get_importer
+from pathlib import Path
 from types import CodeType, ModuleType
 
 import torch
@@ -47,7 +46,10 @@ def main() -> None:
         return info()
     program = options.program[0]
     try:
-        code = None if options.m else _compile(program)
+        if not options.m:
+            path = os.path.join(os.getcwd(), program)
+            source = Path(path).read_bytes()
+            code = compile(source, path, "exec", dont_inherit=True)
         lab.install()
     except OSError as error:
         reason = f"cannot open {program!r}: {error.strerror}"
@@ -58,7 +60,7 @@ def main() -> None:
         run.exit(2, f"{run.prog}: error: {error}\n")
     sys.argv = options.program
     if options.m:
-        return _run_main_of(program)
+        return _run_module(program)
     _run_script(program, code)
 
 
@@ -86,45 +88,21 @@ def _with_version(package: str) -> str:
         return f"{package} of an unknown version"
 
 
-def _compile(path: str) -> CodeType | None:
-    if get_importer(path) is not None:
-        return None  # A directory or an archive that has a __main__.py.
-    loader = _loader(path)
-    if isinstance(loader, SourcelessFileLoader):
-        return loader.get_code("__main__")
-    return loader.source_to_code(loader.get_data(loader.path), loader.path)
-
-
-def _loader(path: str) -> SourceFileLoader | SourcelessFileLoader:
-    kind = SourcelessFileLoader if path.endswith(".pyc") else SourceFileLoader
-    # As `python` makes a path absolute, without resolving `..`.
-    return kind("__main__", os.path.join(os.getcwd(), path))
-
-
-def _run_script(path: str, code: CodeType | None) -> None:
-    safe = getattr(sys.flags, "safe_path", False)  # New in Python 3.11.
-    if not safe:
-        del sys.path[0]  # Added by `python -m`.
-    if code is None:
-        sys.path.insert(0, os.path.abspath(path))
-        _run_main_of("__main__")
-        return
-    if not safe:
-        sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
+def _run_script(path: str, code: CodeType) -> None:
+    if not getattr(sys.flags, "safe_path", False):  # New in Python 3.11.
+        # In place of the folder that `python -m` added.
+        sys.path[0] = os.path.dirname(os.path.realpath(path))
     namespace = vars(_new_main())
-    namespace["__loader__"] = loader = _loader(path)
-    namespace["__file__"] = loader.path
+    namespace["__file__"] = code.co_filename
     exec(code, namespace)
 
 
-def _run_main_of(module: str) -> None:
+def _run_module(name: str) -> None:
     _new_main()
-    if module != "__main__":
-        sys.argv[0] = "-m"  # Until runpy has found the module.
+    sys.argv[0] = "-m"  # Until runpy has found the module.
     # `python -m` calls this too. The public run_module restores the previous
     # __main__ before the functions that are registered with atexit run.
-    run = runpy._run_module_as_main  # type: ignore[attr-defined]
-    run(module, alter_argv=module != "__main__")
+    runpy._run_module_as_main(name)  # type: ignore[attr-defined]
 
 
 def _new_main() -> ModuleType:
@@ -132,9 +110,7 @@ def _new_main() -> ModuleType:
     # Its name where multiprocessing spawned the process, for pickles.
     if "__mp_main__" in sys.modules:
         sys.modules["__mp_main__"] = module
-    vars(module).update(
-        __annotations__={}, __builtins__=builtins, __cached__=None
-    )
+    vars(module)["__builtins__"] = builtins
     return module
 
 

@@ -5,62 +5,36 @@ They are registered once something else imports torch._dynamo: it is slow.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.machinery import ModuleSpec
 from typing import Any
 
 import torch
+import wrapt
 
 from robo_orchard_fasthooks import _dispatch
 
-_DYNAMO = "torch._dynamo"
 _LEFT_ALONE = object()
-_pending: list[tuple[Callable[..., Any], Callable[..., Any]]] = []
 
 
 def substitute(compiled: Callable[..., Any], twin: Callable[..., Any]) -> None:
     """Has torch.compile trace `twin` wherever `compiled` is called."""
-    _pending.append((compiled, twin))
-    if _DYNAMO in sys.modules:
-        _register()
 
+    def register(dynamo: Any) -> None:
+        from unittest.mock import patch
 
-def _register() -> None:
-    from unittest.mock import patch
+        # torch refuses what `is_function` does not know, as Cython's
+        # functions, and then handles those as any other. Where torch does this
+        # otherwise, graphs break as if without a twin.
+        with (
+            suppress(Exception),
+            patch.object(dynamo.decorators, "is_function", callable),
+        ):
+            dynamo.decorators.substitute_in_graph(
+                compiled, skip_signature_check=True
+            )(twin)
 
-    # torch refuses what `is_function` does not know, as Cython's functions,
-    # and then handles those as any other.
-    known = patch("torch._dynamo.decorators.is_function", callable)
-    while _pending:
-        compiled, twin = _pending.pop()
-        # Where torch does this otherwise, graphs break as if without a twin.
-        with suppress(Exception), known:
-            substitute_in_graph = torch._dynamo.decorators.substitute_in_graph
-            substitute_in_graph(compiled, skip_signature_check=True)(twin)
-
-
-class _Finder:
-    @classmethod
-    def find_spec(cls, name: str, *args: Any) -> ModuleSpec | None:
-        if name != _DYNAMO:
-            return None
-        others: list[Any] = [each for each in sys.meta_path if each != cls]
-        found = (each.find_spec(name, *args) for each in others)
-        spec: ModuleSpec | None = next(filter(None, found), None)
-        if spec is not None:
-            loader: Any = spec.loader
-            execute = loader.exec_module
-
-            def exec_module(module: Any) -> None:
-                execute(module)
-                with suppress(ValueError):
-                    sys.meta_path.remove(cls)
-                _register()
-
-            loader.exec_module = exec_module
-        return spec
+    wrapt.register_post_import_hook(register, "torch._dynamo")
 
 
 @contextmanager
@@ -112,5 +86,3 @@ def _set_exception(arg: Any, error: Any) -> Any:
 
 substitute(_dispatch.Registrations.begin, _scope)
 substitute(_dispatch.begin, _begin)
-if _DYNAMO not in sys.modules:
-    sys.meta_path.insert(0, _Finder)

@@ -82,11 +82,6 @@ class GradientClippingHook(PipelineHooks):
         )
 
     def _gradient_clipping(self, hook_args: PipelineHookArgs) -> None:
-        """Clips the gradients; raises what the class says.
-
-        Args:
-            hook_args (PipelineHookArgs): Has `accelerator` and `optimizer`.
-        """
         total_norm = clip_at_step(self, hook_args)
         if total_norm is not None:
             self.total_norm = total_norm

@@ -36,11 +36,6 @@ class OptimizerHook(PipelineHooks):
         )
 
     def _optimizer_step(self, hook_args: PipelineHookArgs) -> None:
-        """Steps the optimizer and the scheduler, then clears the gradients.
-
-        Args:
-            hook_args (PipelineHookArgs): Has `optimizer` and `lr_scheduler`.
-        """
         if getattr(hook_args, "exception", None) is not None:
             return
         # The trainer of RoboOrchardLab 0.5 steps the optimizer itself.

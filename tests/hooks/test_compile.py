@@ -234,13 +234,11 @@ def test_twins_are_registered_whoever_imports_torch_dynamo():
     """This package does not: it takes seconds."""
     script = """
 import importlib.util, sys
-from robo_orchard_fasthooks import PipelineHooks, _dynamo
+from robo_orchard_fasthooks import PipelineHooks
 importlib.util.find_spec("torch._dynamo")
 assert "torch._dynamo" not in sys.modules
-assert _dynamo._Finder in sys.meta_path
 from torch._dynamo.trace_rules import is_polyfilled_callable
 assert is_polyfilled_callable(PipelineHooks.begin)
-assert _dynamo._Finder not in sys.meta_path
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 

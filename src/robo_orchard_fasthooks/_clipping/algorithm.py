@@ -7,16 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robo_orchard_fasthooks._clipping import refusals
 from robo_orchard_fasthooks._clipping.gradients import Call
 from robo_orchard_fasthooks._clipping.groups import Group, TorchGroup, full
-from robo_orchard_fasthooks._clipping.refusals import (
-    by_value,
-    inference,
-    not_finite,
-    overlapping,
-    sparse,
-    unscalable,
-)
 
 
 def clip_by_norm(
@@ -42,16 +35,16 @@ def total_norm(
     """
     norm_type = float(norm_type)
     if any(group.is_partial for group in call.groups):
-        call.refuse(unscalable)
+        call.refuse(refusals.unscalable)
     try:
         norm, mesh = call.gradients.total_norm(call, norm_type)
     except NotImplementedError:
-        call.refuse(sparse)
+        call.refuse(refusals.sparse)
         raise
     if error_if_nonfinite and not norm.isfinite():
         on_ranks = call.gradients.is_collective(call.params)
         raise RuntimeError(
-            not_finite(call.aligned(), norm_type, call.name, on_ranks)
+            refusals.not_finite(call.aligned(), norm_type, call.name, on_ranks)
         )
     return norm, mesh
 
@@ -74,7 +67,7 @@ def scale_to_norm_(call: Call, max_norm: float, norm: Tensor) -> None:
     if ours and coefficient.is_cpu and coefficient.item() >= 1:
         ours = [g for g in ours if g.plan and g.plan.has_complex]
     if left or not all(g.plan and g.plan.is_writable for g in ours):
-        call.refuse(overlapping, inference)
+        call.refuse(refusals.overlapping, refusals.inference)
     # First what torch may refuse, so that nothing has changed if it does.
     for torch_group in left:
         torch_group.scale_(max_norm, norm)
@@ -86,7 +79,7 @@ def scale_with_norm_(call: Call, max_norm: float, norm: Tensor) -> None:
     """Clips as `clip_grads_with_norm_` does."""
     with torch.set_grad_enabled(False):
         if any(group.is_partial for group in call.groups):
-            call.refuse(unscalable)
+            call.refuse(refusals.unscalable)
         scale_to_norm_(call, max_norm, full(norm))
 
 
@@ -95,7 +88,7 @@ def clip_by_value(call: Call, clip_value: float) -> None:
     clip_value = float(clip_value)
     with torch.set_grad_enabled(False):
         if not all(is_clampable(group, clip_value) for group in call.groups):
-            call.refuse(*by_value(clip_value))
+            call.refuse(*refusals.by_value(clip_value))
         for group in call.groups:
             if isinstance(group, TorchGroup):
                 group.clamp_(clip_value)

@@ -12,14 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from robo_orchard_fasthooks._clipping import refusals
 from robo_orchard_fasthooks._clipping.groups import Group, Groups, TorchGroup
 from robo_orchard_fasthooks._clipping.local import LocalGradients
-from robo_orchard_fasthooks._clipping.refusals import (
-    Check,
-    Name,
-    by_index,
-    refuse,
-)
 
 if TYPE_CHECKING:
     from robo_orchard_fasthooks._clipping.mesh import MeshGroups
@@ -29,25 +24,20 @@ class Call(NamedTuple):
     """The gradients that one call clips."""
 
     gradients: Gradients
-    """How they are stored."""
-
     params: list[Tensor]
-    grads: list[Tensor]
-    """The gradients that exist on this rank."""
-
+    grads: list[Tensor]  # Those that exist on this rank.
+    # Every rank has to compute the norms of those of meshes, whichever
+    # gradients it has.
     groups: Groups
-    """All of them. Every rank has to compute the norms of those of meshes,
-    whichever gradients it has."""
-
-    name: Name
+    name: refusals.Name
 
     def aligned(self) -> list[Tensor] | list[Tensor | None]:
         """The gradients, None for a parameter that has none."""
         return _aligned(self.params, self.grads)
 
-    def refuse(self, *checks: Check) -> None:
+    def refuse(self, *checks: refusals.Check) -> None:
         """Raises NotImplementedError for the first gradient with a fault."""
-        refuse(self.aligned(), self.name, *checks)
+        refusals.refuse(self.aligned(), self.name, *checks)
 
 
 def _aligned(
@@ -73,7 +63,7 @@ class Gradients:
         self,
         params: list[Tensor],
         grads: list[Tensor] | None = None,
-        name: Name = by_index,
+        name: refusals.Name = refusals.by_index,
     ) -> Call:
         """Groups gradients, those of each mesh and the plain ones together.
 

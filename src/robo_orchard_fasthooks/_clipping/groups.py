@@ -16,17 +16,10 @@ from robo_orchard_fasthooks._clipping.local import LocalPlan
 class Group:
     """Gradients that are clipped here: plain ones, or those of one mesh."""
 
-    grads: list[Tensor]
-    """What this rank has of the gradients."""
-
-    plan: LocalPlan | None
-    """How to clip them; None if this rank has none."""
-
-    mesh: Any = None
-    """The device mesh of DTensors."""
-
-    is_partial: bool = False
-    """Whether any of them is a DTensor that has yet to be reduced."""
+    grads: list[Tensor]  # What this rank has of them.
+    plan: LocalPlan | None  # None if this rank has none.
+    mesh: Any = None  # The device mesh of DTensors.
+    is_partial: bool = False  # Whether a DTensor has yet to be reduced.
 
     def norm(self, norm_type: float) -> Tensor | None:
         """Computes the norm over all ranks; None if no rank has a gradient."""
@@ -40,8 +33,6 @@ class TorchGroup:
     """Gradients that are left to torch's functions."""
 
     params: list[Tensor]
-    """The parameters that have them."""
-
     grads: list[Tensor]
     mesh: Any = None
     is_partial: bool = False

@@ -14,15 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 
-from robo_orchard_fasthooks._clipping.foreach import (
-    multiply_,
-    on_device,
-)
-from robo_orchard_fasthooks._clipping.refusals import (
-    cannot_clamp,
-    inference,
-    overlapping,
-)
+from robo_orchard_fasthooks._clipping import foreach, refusals
 
 _TensorGuards: Any = getattr(
     getattr(getattr(torch._C, "_dynamo", None), "guards", None),
@@ -144,9 +136,9 @@ class LocalPlan:
         self.dtypes = dtypes
         self.has_complex = any(dtype.is_complex for dtype in dtypes)
         # Whether all of them can be changed in place.
-        self.is_writable = not any(map(inference, grads)) and (
+        self.is_writable = not any(map(refusals.inference, grads)) and (
             all(map(Tensor.is_contiguous, grads))
-            or not any(map(overlapping, grads))
+            or not any(map(refusals.overlapping, grads))
         )
         self._by_dtype: list[Callable[[list[Tensor]], Any]] = []
         # On a CPU, the foreach functions are loops, which accept any list.
@@ -168,7 +160,8 @@ class LocalPlan:
             return True
         is_cuda = self.device.type == "cuda"
         return not any(
-            cannot_clamp(dtype, is_cuda, clip_value) for dtype in self.dtypes
+            refusals.cannot_clamp(dtype, is_cuda, clip_value)
+            for dtype in self.dtypes
         )
 
     def norms(self, grads: list[Tensor], norm_type: float) -> Tensor:
@@ -187,7 +180,7 @@ class LocalPlan:
         """Multiplies the gradients by a real 0-dim coefficient, in place."""
         coefficient = coefficient.to(self.device)
         for group in self.groups(grads):
-            multiply_(group, coefficient)
+            foreach.multiply_(group, coefficient)
 
     def clamp_(self, grads: list[Tensor], clip_value: float) -> None:
         """Clamps the gradients to [-clip_value, clip_value], in place."""
@@ -291,7 +284,7 @@ def _in_order(
     index = [place[index] for index in order]
     if index == sorted(index):
         return None
-    return on_device(index, device)
+    return foreach.on_device(index, device)
 
 
 def _vectors(norms: list[Tensor]) -> list[Tensor]:

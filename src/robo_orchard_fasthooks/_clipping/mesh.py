@@ -17,26 +17,15 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from typing_extensions import override
 
+from robo_orchard_fasthooks._clipping import local
 from robo_orchard_fasthooks._clipping.foreach import on_device
-from robo_orchard_fasthooks._clipping.groups import (
-    Group,
-    Groups,
-    TorchGroup,
-    full,
-)
-from robo_orchard_fasthooks._clipping.local import (
-    DEVICES,
-    LocalGradients,
-    torch_order,
-)
+from robo_orchard_fasthooks._clipping.groups import Group, TorchGroup, full
 
 
 class _Kind(NamedTuple):
     """Everything that decides how the norm of a gradient is reduced."""
 
-    mesh: int | None
-    """The id of the device mesh; None for a plain gradient."""
-
+    mesh: int | None  # The id of the device mesh; None for a plain one.
     placements: tuple[Placement, ...]
     dtype: torch.dtype
     device: torch.device
@@ -61,11 +50,11 @@ class MeshGroups:
         self._kinds: list[_Kind] = []
         self._plans: list[_MeshPlan] = []
         self._plain: list[int] = []
-        self._local = LocalGradients()
+        self._local = local.LocalGradients()
 
     def groups(
         self, params: list[Tensor], grads: Sequence[Tensor | None]
-    ) -> Groups:
+    ) -> list[Group | TorchGroup]:
         """Groups the gradients of parameters; None where there is none."""
         shown = [
             param if grad is None else grad
@@ -86,10 +75,10 @@ class MeshGroups:
         plain = [i for i in self._plain if shards[i] is not None]
         if plain:
             found: list[Any] = [shards[i] for i in plain]
-            local = self._local.plan(found)
+            plan = self._local.plan(found)
             groups.append(
-                Group(found, local)
-                if local
+                Group(found, plan)
+                if plan
                 else TorchGroup([params[i] for i in plain], found)
             )
         return groups
@@ -160,13 +149,13 @@ class _MeshPlan:
         self._mesh = ref(mesh)
         self._indices = indices
         self._kinds = kinds
-        self._local = LocalGradients()
-        self._filled = LocalGradients()
+        self._local = local.LocalGradients()
+        self._filled = local.LocalGradients()
         devices = {kind.device for kind in kinds}
         placements = {p for kind in kinds for p in kind.placements}
         self._supported = (
             len(devices) == 1
-            and DEVICES >= {device.type for device in devices}
+            and local.DEVICES >= {device.type for device in devices}
             and all(map(_is_supported, placements))
         )
         self._partial = [
@@ -174,7 +163,7 @@ class _MeshPlan:
             for index, kind in enumerate(kinds)
             if any(map(_is_partial, kind.placements))
         ]
-        self._order = torch_order(
+        self._order = local.torch_order(
             [torch.empty(0, dtype=k.dtype, device=k.device) for k in kinds]
         )
         self._here = _Mask()
@@ -274,11 +263,8 @@ class _MeshGroup(Group):
     """The gradients of one mesh."""
 
     owner: Any = None
-    all_grads: Sequence[Tensor | None] = ()
-    """The DTensors, None where this rank has none."""
-
-    shards: Sequence[Tensor | None] = ()
-    """Their local tensors."""
+    all_grads: Sequence[Tensor | None] = ()  # None where this rank has none.
+    shards: Sequence[Tensor | None] = ()  # Their local tensors.
 
     @override
     def norm(self, norm_type: float) -> Tensor | None:

@@ -17,12 +17,7 @@ from robo_orchard_fasthooks._lab.patching import (
     PatchError,
     check_home,
 )
-from robo_orchard_fasthooks._stepping.step import (
-    ClipSettings,
-    clip_at_step,
-    clip_gradients,
-    mark_stepped,
-)
+from robo_orchard_fasthooks._stepping import step
 from robo_orchard_fasthooks.mixin import PipelineHooks
 
 PACKAGE = "robo_orchard_lab"
@@ -145,7 +140,7 @@ def _clipping_patches() -> list[Patch]:
 def _gradient_clipping(self: Any, hook_args: Any) -> None:
     # RoboOrchardLab does not clip in any other mode.
     if self.clip_mode in ("norm", "value"):
-        clip_at_step(self, hook_args)
+        step.clip_at_step(self, hook_args)
 
 
 def _step_with_mark(cls: Any, original: Any) -> Any:
@@ -153,7 +148,7 @@ def _step_with_mark(cls: Any, original: Any) -> Any:
     def _optimizer_step(self: Any, hook_args: Any) -> None:
         optimizer = hook_args.optimizer
         original(self, hook_args)
-        mark_stepped(optimizer, hook_args)
+        step.mark_stepped(optimizer, hook_args)
 
     return _optimizer_step
 
@@ -162,5 +157,5 @@ def _clip_optimizer_gradients(
     *, accelerator: Any, optimizer: Any, clip_mode: str, **settings: Any
 ) -> None:
     if clip_mode in ("norm", "value"):
-        clipping = ClipSettings(clip_mode, **settings)
-        clip_gradients(clipping, accelerator, optimizer)
+        clipping = step.ClipSettings(clip_mode, **settings)
+        step.clip_gradients(clipping, accelerator, optimizer)

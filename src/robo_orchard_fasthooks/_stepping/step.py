@@ -11,14 +11,8 @@ from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 from torch import Tensor
 
-from robo_orchard_fasthooks._clipping import algorithm
+from robo_orchard_fasthooks._clipping import algorithm, refusals
 from robo_orchard_fasthooks._clipping.groups import Group
-from robo_orchard_fasthooks._clipping.refusals import (
-    by_grad_scaler,
-    by_value,
-    sparse_without_norm,
-    unscalable,
-)
 from robo_orchard_fasthooks._cuda_graph import replay
 from robo_orchard_fasthooks._stepping.accelerator import (
     CLIPPED_BY_BACKEND,
@@ -186,12 +180,12 @@ def _refuse_before_unscaling(
         for group in held.groups
     ):
         return
-    checks = by_value(bound)
+    checks = refusals.by_value(bound)
     if by_norm:
         norm_type = float(settings.norm_type)
-        checks = (sparse_without_norm(norm_type), unscalable)
+        checks = (refusals.sparse_without_norm(norm_type), refusals.unscalable)
     found.call(found.params).refuse(*checks)
-    held.refuse(*by_grad_scaler())
+    held.refuse(*refusals.by_grad_scaler())
 
 
 _STEPPED: WeakKeyDictionary[Any, ReferenceType[Any]] = WeakKeyDictionary()
