@@ -1,7 +1,5 @@
 """The command line of `python -m robo_orchard_fasthooks`."""
 
-from __future__ import annotations
-
 import argparse
 import builtins
 import os

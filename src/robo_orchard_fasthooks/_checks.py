@@ -1,7 +1,5 @@
 """Errors about objects that are no hooks, which say what to do instead."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from types import CodeType, FunctionType, MethodType

@@ -1,7 +1,5 @@
 """Descriptions of hooks, channels and callbacks for people to read."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Mapping

@@ -3,8 +3,6 @@
 They are registered once something else imports torch._dynamo: it is slow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any

@@ -4,8 +4,6 @@ A plan is made once per list, cached, and checked on each call. It refers to no
 parameter and no gradient.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable
 from functools import lru_cache

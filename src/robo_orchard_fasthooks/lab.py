@@ -1,7 +1,5 @@
 """An installed RoboOrchardLab, accelerated in place."""
 
-from __future__ import annotations
-
 import os
 import sys
 import warnings

@@ -1,7 +1,5 @@
 """HookProfiler: how long each hook of a training loop takes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -3,8 +3,6 @@
 Two counts of the same work by valgrind's cachegrind are nearly equal.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import shutil

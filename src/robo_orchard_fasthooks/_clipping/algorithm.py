@@ -1,7 +1,5 @@
 """The two ways of clipping: norm, coefficient and scale; or clamp."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """torch's foreach functions, called so that few launches give torch's bits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import compress
 from typing import Any

@@ -1,7 +1,5 @@
 """Gradients of parameters that FullyShardedDataParallel has flattened."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from math import isinf
 from typing import Any

@@ -1,7 +1,5 @@
 """Gradients that are normed together, and who clips them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Each check returns what is wrong with a gradient, as the rest of a sentence
 that begins with "the gradient of parameter 0", or None if nothing is.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable
 from math import inf

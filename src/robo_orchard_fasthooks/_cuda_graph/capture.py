@@ -3,8 +3,6 @@
 Experimental: it has not run on a GPU.
 """
 
-from __future__ import annotations
-
 import gc
 import warnings
 from collections.abc import Callable, Iterator

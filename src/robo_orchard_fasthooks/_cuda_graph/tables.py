@@ -5,8 +5,6 @@ each gradient even if the coefficient is 1; this kernel then returns at once. A
 clamp is one pass over memory, where foreach makes two.
 """
 
-from __future__ import annotations
-
 import warnings
 from array import array
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The functions of RoboOrchardLab that are replaced, and by what."""
 
-from __future__ import annotations
-
 import sys
 from contextlib import ExitStack
 from functools import wraps

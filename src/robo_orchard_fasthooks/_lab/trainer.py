@@ -3,8 +3,6 @@
 That clips by itself, by configs of RoboOrchardLab's own classes.
 """
 
-from __future__ import annotations
-
 from functools import wraps
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a HookProfiler returns: times in nanoseconds."""
 
-from __future__ import annotations
-
 # pydantic accepts typing's from Python 3.12 on.
 from typing_extensions import TypedDict
 

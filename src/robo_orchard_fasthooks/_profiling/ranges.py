@@ -1,7 +1,5 @@
 """Ranges of torch's profiler and of NVTX around a callback."""
 
-from __future__ import annotations
-
 import threading
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Gathers the profiles of all ranks."""
 
-from __future__ import annotations
-
 import json
 from datetime import timedelta
 

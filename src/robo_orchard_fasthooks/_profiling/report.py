@@ -1,7 +1,5 @@
 """The reports of a HookProfiler: tables and a bar chart."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from statistics import median
 from textwrap import shorten

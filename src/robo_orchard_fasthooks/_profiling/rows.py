@@ -1,7 +1,5 @@
 """The rows of a profile: the times of each callback of a channel."""
 
-from __future__ import annotations
-
 import itertools
 import warnings
 from collections import Counter

@@ -1,7 +1,5 @@
 """What an accelerator does itself: clip by its methods, scale the loss."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from numbers import Real

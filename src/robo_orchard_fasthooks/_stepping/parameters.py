@@ -1,7 +1,5 @@
 """The parameters of an optimizer, and how their gradients are stored."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from operator import attrgetter
 from typing import Any, NamedTuple
