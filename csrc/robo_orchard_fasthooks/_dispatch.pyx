@@ -376,11 +376,6 @@ cdef enum:
     LEFT
 
 
-cdef tuple _STATES = (
-    "not made by begin", "not entered", "being entered", "entered", "left"
-)
-
-
 @cython.final
 @cython.freelist(16)
 @cython.auto_pickle(False)
@@ -401,10 +396,6 @@ cdef class Scope:
 
     __enter__ = _ScopeItself(lambda scope: scope())
     __exit__ = _ScopeItself(lambda scope, *error: scope(*error))
-
-    def __repr__(self):
-        name = getattr(self.channel, "name", None)
-        return f"<Scope of channel {name!r}, {_STATES[self.state]}>"
 
     def __call__(self, *args):
         if len(args) == 0:

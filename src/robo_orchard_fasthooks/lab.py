@@ -59,14 +59,9 @@ def install(verbose: bool = False) -> ContextManager[None]:
         )
         _install(installation)
         _installation = installation
-    uninstalling = _uninstall_on_exit(made)
     if verbose:
-        try:
-            print(status())
-        except BaseException:
-            with uninstalling:
-                raise
-    return uninstalling
+        print(status())
+    return _uninstall_on_exit(made)
 
 
 def uninstall() -> None:

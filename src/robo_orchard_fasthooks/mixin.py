@@ -267,8 +267,7 @@ class PipelineHooks(ClassInitFromConfigMixin):
 
     @classmethod
     def from_hooks(
-        cls,
-        hooks: _HooksOrConfig | Iterable[_HooksOrConfig] | None,
+        cls, hooks: _HooksOrConfig | Iterable[_HooksOrConfig] | None
     ) -> Self:
         """Combines several PipelineHooks into a new one, in their order.
 

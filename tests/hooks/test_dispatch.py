@@ -179,17 +179,6 @@ def test_begin_says_what_is_missing_or_misplaced(lib):
     assert all(each.default is each.empty for each in parameters.values())
 
 
-@pytest.mark.also_on(*INSTALLED)
-def test_a_scope_shows_its_channel_and_state(ours):
-    scope = ours.PipelineHooks().begin("on_step", None)
-    shown = "<Scope of channel 'on_step', {}>"
-    assert repr(scope) == shown.format("not entered")
-    with scope:
-        assert repr(scope) == shown.format("entered")
-    assert repr(scope) == shown.format("left")
-    assert repr(type(scope)()) == "<Scope of channel None, not made by begin>"
-
-
 def test_a_scope_is_left_after_it_was_entered(ours):
     scope = ours.PipelineHooks().begin("on_step", None)
     not_made_by_begin = type(scope)()

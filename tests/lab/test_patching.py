@@ -240,10 +240,3 @@ def test_a_warning_that_is_made_an_error_rolls_back(monkeypatch):
     with pytest.raises(UserWarning, match=NO_NAME):
         lab.install()
     assert namespaces() == before and not lab.status().installed
-
-
-def test_what_print_fails_with_rolls_back(monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr(lab, "status", mock.Mock(side_effect=OSError))
-        with pytest.raises(OSError):
-            lab.install(verbose=True)

@@ -109,10 +109,7 @@ def clip_at_step(hook: Any, hook_args: Any) -> Tensor | None:
 
 
 def clip_gradients(
-    settings: ClipSettings,
-    accelerator: Any,
-    optimizer: Any,
-    model: Any = None,
+    settings: ClipSettings, accelerator: Any, optimizer: Any, model: Any = None
 ) -> Tensor | None:
     """Clips the gradients of an optimizer's parameters.
 
