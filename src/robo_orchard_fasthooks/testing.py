@@ -17,7 +17,7 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["Counting", "count", "run_counted"]
+__all__ = ["count"]
 
 Run = Callable[[int], None]
 _COUNTED = "robo_orchard_fasthooks counted"  # Starts a line with a result.
@@ -73,15 +73,7 @@ def count(
 
 
 class Counting:
-    """Runs a Python program under cachegrind.
-
-    Args:
-        arguments (list[str]): The command-line arguments of `python`. The
-            program calls `run_counted` for the work to be counted.
-
-    Raises:
-        FileNotFoundError: valgrind is not installed.
-    """
+    """Runs `python` under cachegrind, whose program calls `run_counted`."""
 
     def __init__(self, arguments: list[str]):
         if shutil.which("valgrind") is None:
@@ -109,15 +101,7 @@ class Counting:
         )
 
     def results(self) -> dict[str, float]:
-        """Waits for the program to end and returns its counts.
-
-        Returns:
-            dict[str, float]: The number of instructions for doing each work
-                once, by name; the least number of those with the same name.
-
-        Raises:
-            RuntimeError: The program failed.
-        """
+        """Returns the instructions of each work, the least of one name."""
         out, err = self._process.communicate()
         with self._folder:
             if self._process.returncode:
@@ -138,15 +122,10 @@ class Counting:
 
 
 def run_counted(name: str, run: Run, sizes: tuple[int, int]) -> None:
-    """Counts work in the program that a `Counting` runs.
+    """Counts work, in two forks of the program that a `Counting` runs.
 
-    The work runs twice, each time in a forked process: starting a new process
-    takes seconds under cachegrind, and 40 seconds if it imports torch.
-
-    Args:
-        name (str): The name of the work in `Counting.results`.
-        run (Callable[[int], None]): Does the work n times.
-        sizes (tuple[int, int]): The n of the two runs.
+    Starting a new process takes seconds under cachegrind, and 40 seconds if it
+    imports torch.
     """
     processes = [_run_forked(run, size) for size in sizes]
     times = sizes[1] - sizes[0]

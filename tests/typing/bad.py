@@ -219,5 +219,3 @@ def instructions() -> None:
     testing.count(make_work)  # error: [arg-type]
     testing.count(sizes=10)  # error: [arg-type]
     testing.count()["make_work"]  # error: [call-overload]
-    testing.Counting("-c pass")  # error: [arg-type]
-    testing.run_counted("work", sizes=(1, 2))  # error: [call-arg]
