@@ -14,6 +14,7 @@ extensions = [
 ]
 
 html_theme = "furo"
+pygments_dark_style = "monokai"  # furo's underlines modules, as if links.
 html_title = f"{project} {version}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
@@ -21,6 +22,7 @@ html_css_files = ["pages.css"]
 myst_heading_anchors = 3
 
 default_role = "code"
+smartquotes_action = "De"  # Quotes are often code.
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # Docstrings give the types.
@@ -30,7 +32,9 @@ napoleon_use_rtype = True
 
 
 def without_hanging_indent(app, what, name, obj, options, lines):
-    """Keeps napoleon from taking the first line of Returns for a term."""
+    """Keeps napoleon from taking prose for a term or a type."""
+    if what == "attribute":  # What stands before a colon in the first line.
+        lines[:0] = ["..", ""]
     within = False
     for number, line in enumerate(lines):
         if line.startswith(" "):
