@@ -14,7 +14,8 @@ extensions = [
 ]
 
 html_theme = "furo"
-pygments_dark_style = "monokai"  # furo's underlines modules, as if links.
+html_use_index = False  # The API page serves as one.
+html_domain_indices = False
 html_title = f"{project} {version}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
