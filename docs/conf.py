@@ -32,7 +32,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = True
 
 
-def without_hanging_indent(app, what, name, obj, options, lines):
+def as_prose(app, what, name, obj, options, lines):
     """Keeps napoleon from taking prose for a term or a type."""
     if what == "attribute":  # What stands before a colon in the first line.
         lines[:0] = ["..", ""]
@@ -46,4 +46,4 @@ def without_hanging_indent(app, what, name, obj, options, lines):
 
 def setup(app):
     """Connects it before napoleon, whose priority is 500."""
-    app.connect("autodoc-process-docstring", without_hanging_indent, 400)
+    app.connect("autodoc-process-docstring", as_prose, 400)
