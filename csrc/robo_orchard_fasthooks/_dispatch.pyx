@@ -109,7 +109,7 @@ Args:
     arg: The object that every hook is called with, and that `with` yields.
 
 Returns:
-    Scope: A context manager that can be entered once, or a decorator.
+    AbstractContextManager: Can be entered once, or be a decorator.
 """
         return _open(self, arg)
 

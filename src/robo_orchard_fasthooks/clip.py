@@ -182,7 +182,7 @@ def clip_grad_value_(
     *,
     cuda_graph: bool | None = None,
 ) -> None:
-    """Clamps each element of gradients to [-clip_value, clip_value], in place.
+    """Clamps elements of gradients to `[-clip_value, clip_value]`, in place.
 
     A drop-in for `torch.nn.utils.clip_grad_value_`. DTensors are clamped shard
     by shard, without communication.
@@ -196,10 +196,9 @@ def clip_grad_value_(
 
     Raises:
         NotImplementedError: A gradient is sparse or complex, its dtype cannot
-            represent `clip_value` (on a CPU), its elements share memory, it
-            was made in inference mode, or it is a DTensor with the placement
-            Partial of another operation than "max" or "min". No gradient has
-            changed.
+            represent `clip_value`, its elements share memory, it was made in
+            inference mode, or it is a DTensor with the placement Partial of
+            another operation than "max" or "min". No gradient has changed.
     """
     params = _listed(parameters)
     if _left_to_torch(params, foreach):
