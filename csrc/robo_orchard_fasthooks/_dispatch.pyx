@@ -476,7 +476,7 @@ cdef class Scope:
 
 cdef int _run(Scope scope, str phase, str slot) except -1:
     try:
-        # A single loop would cost a hook that is not timed 1.1 % more.
+        # A single loop would cost a hook that is not timed 1.1% more.
         if scope._is_timed():
             _call_timed(scope, phase, slot)
         else:

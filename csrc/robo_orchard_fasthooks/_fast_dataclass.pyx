@@ -1,8 +1,8 @@
 """Fast construction and copies of arguments that are a plain dataclass.
 
 The class keeps its `__init__`, but a call does not run it: `tp_vectorcall`
-copies a dictionary of the defaults and sets the arguments that differ (40 % of
-the instructions). A copy of an instance is a copy of its dictionary (15 %).
+copies a dictionary of the defaults and sets the arguments that differ (40% of
+the instructions). A copy of an instance is a copy of its dictionary (15%).
 What later changes the class, or the code or defaults of its `__init__`, is
 noticed, and Python then does as usual; only a change inside the dictionary
 `__kwdefaults__` is not.
