@@ -152,6 +152,17 @@ def register(callback):
     return hooks.register_hook("on_step", hook)
 """
 PROCESSES = {
+    "a channel is restored while its dictionary of hooks is searched": """
+        class Evil(HookContext):
+            before = after = print
+            def __hash__(self):
+                return 1
+            def __eq__(self, other):
+                channel.__setstate__({"_context_handlers": [one]})
+        one, channel = HookContext.from_callable(), hooks.hooks["on_step"]
+        for _ in range(100):
+            channel.register(Evil())
+    """,
     "a long chain is freed, without a C stack frame for each link": """
         for chain in ("extra", "batch", "scope"):
             last = None
