@@ -21,13 +21,9 @@ def log_after(args):
     LOG.append("after")
 
 
-@pytest.fixture(autouse=True)
-def clean_log():
-    LOG.clear()
-
-
 @pytest.fixture
 def logging_hook():
+    LOG.clear()
     return HookContext.from_callable("logging", after=log_after)
 
 

@@ -1,12 +1,11 @@
 """Registering from several threads, and from the methods of hooks."""
 
-import os
 import sys
 import threading
 import time
-import traceback
-import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 
 import pytest
 from robo_orchard_core.utils import hook as core
@@ -61,22 +60,14 @@ def switch_often():
 def at_once(*functions):
     """Runs functions in threads of their own that begin together."""
     barrier = threading.Barrier(len(functions))
-    failures = []
 
     def run(function):
-        try:
-            barrier.wait(60)
-            function()
-        except BaseException:
-            failures.append(traceback.format_exc())
+        barrier.wait(60)
+        function()
 
-    threads = [threading.Thread(target=run, args=(f,)) for f in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    assert not failures, "\n".join(failures)
+    with ThreadPoolExecutor(len(functions)) as pool:
+        for future in [pool.submit(run, each) for each in functions]:
+            future.result(60)
 
 
 def names(channel):
@@ -222,6 +213,7 @@ def test_a_hook_that_was_unregistered_before_an_error_does_not_run(set_of):
     assert log == ["before b", "after b"] and names(channel) == ["b"]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_child_registers_though_a_thread_was_registering(ours):
     """No lock that a thread of the parent holds is left locked in a child."""
     within, go_on = threading.Event(), threading.Event()
@@ -233,6 +225,10 @@ def test_a_child_registers_though_a_thread_was_registering(ours):
                 go_on.wait(60)
             return super().__hash__()
 
+    def register():
+        channel.register(Yielding("c"))
+        assert names(channel) == ["c"]
+
     channel = ours.HookContextChannel("on_step")
     thread = threading.Thread(
         target=channel.register_hook_channel,
@@ -240,21 +236,10 @@ def test_a_child_registers_though_a_thread_was_registering(ours):
     )
     thread.start()
     assert within.wait(60)
-    with warnings.catch_warnings():
-        # From 3.12 on: threads and fork() together may deadlock.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        try:
-            channel.register(Yielding("c"))
-            os._exit(0 if names(channel) == ["c"] else 1)
-        finally:
-            os._exit(2)
-    deadline = time.monotonic() + 60
-    while (status := os.waitpid(child, os.WNOHANG))[0] == 0:
-        assert time.monotonic() < deadline, "the child hangs"
-        time.sleep(0.01)
+    child = get_context("fork").Process(target=register, daemon=True)
+    child.start()
+    child.join(60)
     go_on.set()
     thread.join(60)
-    assert os.waitstatus_to_exitcode(status[1]) == 0
+    assert child.exitcode == 0  # None if it hangs.
     assert names(channel) == ["a", "b"]
