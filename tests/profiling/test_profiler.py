@@ -26,7 +26,6 @@ class TestErrors:
             ({"warn_above": float("nan")}, ValueError, "between 0 and 1: nan"),
             ({"window": 0}, ValueError, "window has to be positive: 0"),
             ({"nvtx": True}, RuntimeError, "nvtx=True needs CUDA"),
-            ({"device_time": True}, TypeError, "device_time"),
         ],
     )
     def test_of_settings(self, hooks, monkeypatch, settings, error, match):
@@ -141,16 +140,11 @@ class TestLab:
 class TestRecorder:
     """What would crash the interpreter if it were not refused."""
 
-    @pytest.mark.parametrize(
-        ("function", "args"),
-        [
-            (set_recorder, (None, None)),
-            (Recorder.__new__, (Recorder,)),  # Not initialised.
-        ],
-    )
-    def test_of_wrong_arguments(self, function, args):
+    def test_of_wrong_arguments(self):
         with pytest.raises(TypeError):
-            function(*args)
+            set_recorder(None, None)
+        with pytest.raises(TypeError):
+            Recorder.__new__(Recorder)  # Not initialised.
 
     @pytest.mark.parametrize("rows", [(None,), (1,), (), [Stats()], None])
     def test_rows_that_are_no_stats(self, hooks, add, rows):

@@ -1,14 +1,14 @@
 """Hooks that run in several threads while they are profiled."""
 
 import gc
-import os
-import signal
 import sys
 import threading
 import time
 import warnings
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -90,18 +90,15 @@ def assert_consistent(profiler):
 
 
 def test_ranges_are_closed_by_the_thread_that_opened_them(hooks, monkeypatch):
-    opened, wrong = threading.local(), []
+    opened, wrong = defaultdict(list), []
 
-    class Range:
-        def __init__(self, name):
-            pass
-
-        def __enter__(self):
-            vars(opened).setdefault("ranges", []).append(self)
-
-        def __exit__(self, *error):
-            if opened.ranges.pop() is not self:
-                wrong.append(self)
+    @contextmanager
+    def record(name):
+        mine = object()
+        opened[threading.get_ident()].append(mine)
+        yield
+        if opened[threading.get_ident()].pop() is not mine:
+            wrong.append(name)
 
     def recurse(args):
         waiting(args)
@@ -114,7 +111,7 @@ def test_ranges_are_closed_by_the_thread_that_opened_them(hooks, monkeypatch):
             with hooks.begin("on_step", 0):
                 pass
 
-    monkeypatch.setattr(torch.profiler, "record_function", Range)
+    monkeypatch.setattr(torch.profiler, "record_function", record)
     add(hooks, "a", recurse)
     with HookProfiler(hooks, record_function=True) as profiler:
         run(work)
@@ -192,20 +189,15 @@ def test_a_child_that_is_forked_meanwhile_goes_on(hooks, at_each_line):
         ended.append(True)
         paused.release()
 
-    ended = []
+    ended, fork = [], get_context("fork")
     at_each_line(pause)
     with HookProfiler(hooks, warn_above=0.001, window=1):
         threading.Thread(target=work, daemon=True).start()
         while paused.acquire() and not ended:
-            child = os.fork()
-            if not child:
-                signal.alarm(20)
-                try:
-                    run("c")
-                    os._exit(0)
-                finally:
-                    os._exit(1)
-            assert os.waitpid(child, 0)[1] == 0
+            child = fork.Process(target=run, args=["c"], daemon=True)
+            child.start()
+            child.join(20)
+            assert child.exitcode == 0  # None if it hangs.
             forked.release()
     assert len(lines) > 20
 
