@@ -11,6 +11,7 @@ import pytest
 from robo_orchard_core.utils import hook as core
 
 from helpers.hooks import Logging
+from robo_orchard_fasthooks import HookContextChannel, PipelineHooks
 
 ROUNDS = 10
 
@@ -28,9 +29,6 @@ class Yielding(Logging):
     def __eq__(self, other):
         time.sleep(0)
         return isinstance(other, Yielding) and self.name == other.name
-
-    def __repr__(self):
-        return f"<{self.name}>"
 
 
 class Unhashable(Yielding):
@@ -85,18 +83,14 @@ def channel_of_core(*hooks):
     return made
 
 
-@pytest.fixture
-def set_of(ours):
-    def make(*hooks):
-        made = ours.PipelineHooks()
-        for hook in hooks:
-            made.register_hook("on_step", hook)
-        return made
-
-    return make
+def set_of(*hooks):
+    made = PipelineHooks()
+    for hook in hooks:
+        made.register_hook("on_step", hook)
+    return made
 
 
-def test_changes_at_once_lose_no_hook(set_of):
+def test_changes_at_once_lose_no_hook():
     for _ in range(ROUNDS):
         steady = Yielding("steady", [])
         hooks = set_of(steady)
@@ -137,7 +131,7 @@ def test_changes_at_once_lose_no_hook(set_of):
 
 
 @pytest.mark.parametrize("bad", [Unhashable, Incomparable])
-def test_a_merge_that_fails_beside_others(set_of, bad):
+def test_a_merge_that_fails_beside_others(bad):
     """It adds nothing, and takes away nothing that another one has added."""
     for _ in range(ROUNDS):
         hooks = set_of(Yielding("first"))
@@ -161,7 +155,7 @@ def test_a_merge_that_fails_beside_others(set_of, bad):
 
 @pytest.mark.parametrize("bad", [Unhashable, Incomparable, str])
 @pytest.mark.parametrize("mine", ["ours", "robo_orchard_core's"])
-def test_a_merge_that_fails_in_a_later_channel_adds_nothing(set_of, bad, mine):
+def test_a_merge_that_fails_in_a_later_channel_adds_nothing(bad, mine):
     hooks = set_of()
     if mine != "ours":
         hooks.hooks["on_step"] = core.HookContextChannel("on_step")
@@ -191,7 +185,7 @@ def test_a_hash_may_register(lib):
     assert sorted(names(channel)) == ["c", "extra"]
 
 
-def test_a_hook_that_was_unregistered_before_an_error_does_not_run(set_of):
+def test_a_hook_that_was_unregistered_before_an_error_does_not_run():
     class Stubborn(Yielding):
         def __eq__(self, other):
             if stubborn:
@@ -214,7 +208,7 @@ def test_a_hook_that_was_unregistered_before_an_error_does_not_run(set_of):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_child_registers_though_a_thread_was_registering(ours):
+def test_a_child_registers_though_a_thread_was_registering():
     """No lock that a thread of the parent holds is left locked in a child."""
     within, go_on = threading.Event(), threading.Event()
 
@@ -229,7 +223,7 @@ def test_a_child_registers_though_a_thread_was_registering(ours):
         channel.register(Yielding("c"))
         assert names(channel) == ["c"]
 
-    channel = ours.HookContextChannel("on_step")
+    channel = HookContextChannel("on_step")
     thread = threading.Thread(
         target=channel.register_hook_channel,
         args=(channel_of_core(Yielding("a"), Waiting("b")),),

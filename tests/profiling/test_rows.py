@@ -25,9 +25,7 @@ class Nameless(Named):
     def __init__(self):
         pass
 
-    @property
-    def name(self):
-        raise RuntimeError("it has no name")
+    name = property(lambda hook: 1 / 0)
 
 
 def hook(name=None, function=passing):

@@ -95,19 +95,17 @@ def public(module):
     """The classes and functions of a module, and their methods."""
     for name in module.__all__:
         found = getattr(module, name)
-        if isinstance(found, type) and get_origin(found) is None:
+        if isinstance(found, FunctionType):
+            yield found
+        elif isinstance(found, type) and get_origin(found) is None:
             yield found
             for base in found.__mro__:
-                if not base.__module__.startswith("robo_orchard_fasthooks"):
-                    continue
-                for member in vars(base).values():
-                    member = getattr(member, "__func__", member)
-                    if isinstance(member, property):
-                        member = member.fget
-                    if isinstance(member, FunctionType):
-                        yield member
-        elif isinstance(found, FunctionType):
-            yield found
+                if base.__module__.startswith("robo_orchard_fasthooks"):
+                    for member in vars(base).values():
+                        member = getattr(member, "__func__", member)
+                        member = getattr(member, "fget", member)
+                        if isinstance(member, FunctionType):
+                            yield member
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda each: each.__name__)
