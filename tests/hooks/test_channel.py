@@ -71,19 +71,6 @@ def test_remove_unregisters(ours, theirs, hook):
         assert len(channel) == 2 * left
 
 
-@pytest.mark.contract("F1")
-def test_removing_a_merge_unregisters_all_of_it(ours, hook):
-    hooks, other = ours.PipelineHooks(), ours.PipelineHooks()
-    other.register_hook("on_step", hook("a"))
-    other.register_hook("on_epoch", hook("b"))
-    kept = hook("c")
-    hooks.register_hook("on_step", kept)
-    hooks.register_pipeline_hooks(other).remove()
-    assert list(hooks.hooks["on_step"]._context_handlers) == [kept]
-    assert len(hooks.hooks["on_epoch"]) == 0
-    assert len(other.hooks["on_step"]) == 1
-
-
 def test_a_failing_removal_can_be_tried_again(ours):
     undo = mock.Mock(side_effect=[OSError, None])
     handle = ours.RemoveableHandle(undo)

@@ -90,17 +90,15 @@ class TestFailures:
         # A body that did not run is not counted.
         assert found["body"]["count"] == (phase == "after")
 
-    @pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt()])
-    def test_of_a_body(self, hooks, clock, add, error):
+    def test_of_a_body(self, hooks, clock, add):
         def body():
             clock.spend(100)
-            raise error
+            raise KeyboardInterrupt
 
         add("a", 10, 20)
         with HookProfiler(hooks, clock=clock) as profiler:
-            with pytest.raises(type(error)) as raised:
+            with pytest.raises(KeyboardInterrupt):
                 step(hooks, body)
-        assert raised.value is error
         found = profiler.to_dict()["on_step"]
         assert (found["scope"]["sum"], found["body"]["sum"]) == (130, 100)
 
