@@ -21,9 +21,6 @@ def test_counts_follow_the_work():
 def test_what_fails_is_told():
     with pytest.raises(RuntimeError, match="not today"):
         Counting(["-c", "raise ValueError('not today')"]).results()
-
-
-def test_what_fails_in_the_counted_work_is_told():
     with pytest.raises(RuntimeError, match="ZeroDivisionError: not today"):
         count(failing)
 

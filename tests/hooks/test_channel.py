@@ -246,8 +246,9 @@ class TestMistakes:
     ("make", "expected"),
     [
         (lambda lib: print, "built-in function print>: it has no callable"),
-        (lambda lib: "hook", "'hook': it has no callable `before`. A hook"),
+        (lambda lib: "hook", "from_callable makes one from functions"),
         (lambda lib: HookContext.from_callable(plain), "whose name is plain"),
+        (lambda lib: HookContext.from_callable(plain), "Pass before= or"),
         (lambda lib: Logging, "the class Logging: call it, Logging()"),
         (lambda lib: lib.PipelineHooks, "the class PipelineHooks: call it"),
         (lambda lib: lib.HookContextChannel(""), "use register_hook_channel"),
