@@ -4,6 +4,7 @@ import copy
 import functools
 import threading
 import weakref
+from unittest import mock
 
 import pytest
 from robo_orchard_core.utils import config
@@ -74,10 +75,6 @@ class TestCopies:
 
     def test_getstate_of_a_channel_may_be_overridden(self, lib, logging_hook):
         class Locked(lib.HookContextChannel):
-            def __init__(self, name):
-                super().__init__(name)
-                self.lock = threading.Lock()
-
             def __getstate__(self):
                 parent = getattr(super(), "__getstate__", None)
                 state = dict(parent() if parent else self.__dict__)
@@ -85,6 +82,7 @@ class TestCopies:
                 return state
 
         channel = Locked("on_step")
+        channel.lock = threading.Lock()
         channel.register(logging_hook)
         copied = copy.deepcopy(channel)
         assert len(copied) == 1 and not hasattr(copied, "lock")
@@ -118,18 +116,12 @@ def test_subclasses_and_multiple_inheritance(lib, logging_hook):
 @pytest.mark.contract("K8")
 class TestChannelsAreAPlainDict:
     def test_a_replaced_channel(self, lib, logging_hook):
-        class Own(lib.HookContextChannel):
-            def begin(self, arg):
-                LOG.append("own")
-                return super().begin(arg)
-
         hooks = lib.PipelineHooks()
         assert type(hooks.hooks) is dict
-        for cls in (Own, core.HookContextChannel):
-            hooks.hooks["on_step"] = cls("on_step")
-            hooks.register_hook("on_step", logging_hook)
-            run(hooks)
-        assert LOG == ["own", "after", "after"]
+        hooks.hooks["on_step"] = core.HookContextChannel("on_step")
+        hooks.register_hook("on_step", logging_hook)
+        run(hooks)
+        assert LOG == ["after"]
 
     def test_an_extra_channel(self, lib, logging_hook):
         hooks, other = lib.PipelineHooks(), lib.PipelineHooks()
@@ -202,12 +194,8 @@ class TestUnknownChannel:
         assert "on_save" not in hooks.hooks
 
     def test_a_key_error_of_a_channel_passes(self, ours):
-        class Own(ours.HookContextChannel):
-            def begin(self, arg):
-                raise KeyError("mine")
-
         hooks = ours.PipelineHooks()
-        hooks.hooks["on_step"] = Own("on_step")
+        hooks.hooks["on_step"].begin = mock.Mock(side_effect=KeyError("mine"))
         with pytest.raises(KeyError, match="^'mine'$"):
             run(hooks)
 
