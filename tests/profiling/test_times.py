@@ -14,6 +14,7 @@ from robo_orchard_fasthooks._record import Stats
 
 
 class TestTimes:
+    @pytest.mark.also_on("installed")
     def test_of_hooks_body_and_scope(self, add, timed):
         add("a", 10, 20)
         add("b", 30, 40)
