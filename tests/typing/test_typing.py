@@ -1,5 +1,6 @@
 """What mypy tells a user of this package, and of RoboOrchardLab."""
 
+import ast
 import inspect
 import re
 import subprocess
@@ -61,6 +62,21 @@ def test_good_programs_pass_and_every_mistake_is_found(request, monkeypatch):
     ]
     assert len(marked) > 90
     assert sorted(found) == sorted(marked)
+
+
+@pytest.mark.parametrize("program", ["good.py", "bad.py"])
+def test_programs_use_every_public_name(program):
+    used = {
+        ast.unparse(node)
+        for node in ast.walk(ast.parse((FOLDER / program).read_text()))
+        if isinstance(node, (ast.Name, ast.Attribute))
+    }
+    public = {
+        *robo_orchard_fasthooks.__all__,
+        *(f"lab.{name}" for name in lab.__all__),
+        *(f"testing.{name}" for name in testing.__all__),
+    }
+    assert public - used == set()
 
 
 MODULES = [
