@@ -34,16 +34,12 @@ def test_a_slowdown_fails_by_name(tmp_path):
         timeout=600,
     )
     assert result.returncode == 1, result.stdout + result.stderr
-    rows = re.findall(
-        r"^\| dispatch: (.*?) \|.*\| (\w+) \|$", result.stdout, re.M
-    )
-    verdicts = dict(rows)
+    row = r"^\| dispatch: (.*?) \|.*\| (\w+) \|$"
+    verdicts = dict(re.findall(row, result.stdout, re.M))
     assert verdicts["begin, 0 hooks (from_callable)"] == "FAILED"
     assert verdicts["arguments built"] == "passed"
-    assert (
-        "dispatch: begin, 0 hooks (from_callable)"
-        in (result.stdout.splitlines()[-1])
-    )
+    last = result.stdout.splitlines()[-1]
+    assert "dispatch: begin, 0 hooks (from_callable)" in last
 
 
 @pytest.mark.parametrize(

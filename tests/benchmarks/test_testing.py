@@ -21,9 +21,6 @@ def test_counts_follow_the_work():
 def test_what_fails_is_told():
     with pytest.raises(RuntimeError, match="not today"):
         Counting(["-c", "raise ValueError('not today')"]).results()
-
-
-def test_what_fails_in_the_counted_work_is_told():
     with pytest.raises(RuntimeError, match="ZeroDivisionError: not today"):
         count(failing)
 
@@ -34,27 +31,22 @@ def test_without_valgrind_it_says_what_to_install(monkeypatch):
         Counting([])
 
 
-def test_functions_of_several_files_or_none_are_refused():
-    with pytest.raises(ValueError, match=r"one file, not of .*loops\.py"):
-        count(ten, test_counts_follow_the_work)
-    with pytest.raises(ValueError, match="one file, not of none"):
-        count()
-
-
 @pytest.mark.parametrize(
-    "make",
-    [lambda: ten(), partial(ten), Counting.results],
-    ids=["lambda", "partial", "method"],
+    ("makes", "settings", "message"),
+    [
+        ([ten, processes.run], {}, r"one file, not of .*loops\.py"),
+        ([], {}, "one file, not of none"),
+        ([lambda: ten()], {}, "at the top level of a file, not "),
+        ([partial(ten)], {}, "at the top level of a file, not "),
+        ([Counting.results], {}, "at the top level of a file, not "),
+        ([ten], {"sizes": (5, 5)}, "two sizes that increase, not "),
+        ([ten], {"sizes": (500, 100)}, "two sizes that increase, not "),
+        ([ten], {"sizes": (-1, 5)}, "two sizes that increase, not "),
+    ],
 )
-def test_what_the_file_does_not_have_by_name_is_refused(make):
-    with pytest.raises(ValueError, match="at the top level of a file, not "):
-        count(make)
-
-
-@pytest.mark.parametrize("sizes", [(5, 5), (500, 100), (-1, 5)])
-def test_sizes_that_do_not_increase_are_refused(sizes):
-    with pytest.raises(ValueError, match="two sizes that increase, not "):
-        count(ten, sizes=sizes)
+def test_what_cannot_be_counted_is_refused(makes, settings, message):
+    with pytest.raises(ValueError, match=message):
+        count(*makes, **settings)
 
 
 PROGRAM = """

@@ -19,11 +19,9 @@ def record(log, monkeypatch):
         numbers = count()
 
         def callbacks(count, signature="args"):
-            source = f"lambda {signature}: log.append(number)"
-            return [
-                eval(source, {"log": log, "number": next(numbers)})
-                for _ in range(count)
-            ]
+            source = f"lambda {signature}: log.append({{}})"
+            sources = [source.format(next(numbers)) for _ in range(count)]
+            return [eval(each, {"log": log}) for each in sources]
 
         monkeypatch.setattr(peers, "_callbacks", callbacks)
         monkeypatch.setattr(workloads, "_callbacks", callbacks)

@@ -5,8 +5,7 @@ are the oracle of what this package keeps, and on this package's. The marker
 `also_on` adds others of the names below.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -35,25 +34,25 @@ OURS = SimpleNamespace(
 )
 
 
+def changed(implementation, **others):
+    return SimpleNamespace(**{**vars(implementation), **others})
+
+
 @contextmanager
-def installed(
-    imported: Callable[[], AbstractContextManager[SimpleNamespace]],
-) -> Iterator[SimpleNamespace]:
+def installed(imported):
     """RoboOrchardLab's classes with `lab.install()`."""
     with imported() as theirs, lab.install():
-        yield SimpleNamespace(
-            **{
-                **vars(theirs),
-                "name": "ours",
-                "HookContextChannel": _dispatch.LabChannel,
-                "OptimizerHook": lambda cfg=None: theirs.OptimizerHook(cfg),
-                "RemoveableHandle": _dispatch.RemoveableHandle,
-            }
+        yield changed(
+            theirs,
+            name="ours",
+            HookContextChannel=_dispatch.LabChannel,
+            OptimizerHook=lambda cfg=None: theirs.OptimizerHook(cfg),
+            RemoveableHandle=_dispatch.RemoveableHandle,
         )
 
 
 @contextmanager
-def profiled(**settings: bool) -> Iterator[SimpleNamespace]:
+def profiled(**settings):
     """This package, with a profiler that is started with the hooks."""
 
     class Profiled(robo_orchard_fasthooks.PipelineHooks):
@@ -62,11 +61,11 @@ def profiled(**settings: bool) -> Iterator[SimpleNamespace]:
             self.profiler = HookProfiler(self, **settings)
             self.profiler.start()
 
-    yield SimpleNamespace(**{**vars(OURS), "PipelineHooks": Profiled})
+    yield changed(OURS, PipelineHooks=Profiled)
 
 
 @contextmanager
-def twins() -> Iterator[SimpleNamespace]:
+def twins():
     """This package, with the scopes that torch.compile traces."""
 
     class Channel(_dispatch.HookContextChannel):
@@ -79,13 +78,7 @@ def twins() -> Iterator[SimpleNamespace]:
             super().__init__(cfg)
             self.hooks = {name: Channel(name) for name in self.hooks}
 
-    yield SimpleNamespace(
-        **{
-            **vars(OURS),
-            "PipelineHooks": Hooks,
-            "HookContextChannel": Channel,
-        }
-    )
+    yield changed(OURS, PipelineHooks=Hooks, HookContextChannel=Channel)
 
 
 INSTALLED = ("installed", "installed 0.5")

@@ -15,19 +15,7 @@ pytestmark = pytest.mark.also_on(*INSTALLED)
 
 
 @pytest.mark.contract("K4")
-def test_a_hook_is_registered_once(channel, hook, log):
-    same, other = hook("a"), hook("b")
-    first = channel.register(same)
-    channel.register(other)
-    second = channel.register(same)
-    assert list(channel._context_handlers) == [same, other]
-    second()
-    first()
-    assert list(channel._context_handlers) == [other]
-
-
-@pytest.mark.contract("K4")
-def test_the_same_hook_is_told_by_equality(channel, log):
+def test_of_equal_hooks_one_is_registered(channel, hook, log):
     class Equal(Logging):
         def __eq__(self, other):
             return isinstance(other, Equal)
@@ -35,12 +23,14 @@ def test_the_same_hook_is_told_by_equality(channel, log):
         def __hash__(self):
             return 1
 
-    first = Equal(log, "a")
+    first, other = Equal(log, "a"), hook("b")
     channel.register(first)
-    handle = channel.register(Equal(log, "b"))
-    assert len(channel) == 1 and channel[0] is first
+    channel.register(other)
+    handle = channel.register(Equal(log, "c"))
+    assert list(channel._context_handlers) == [first, other]
+    assert channel[0] is first
     handle()
-    assert len(channel) == 0
+    assert list(channel._context_handlers) == [other]
 
 
 @pytest.mark.contract("K4")
@@ -79,19 +69,6 @@ def test_remove_unregisters(ours, theirs, hook):
         with channel.register(hook("b")):
             assert len(channel) == left + 1
         assert len(channel) == 2 * left
-
-
-@pytest.mark.contract("F1")
-def test_removing_a_merge_unregisters_all_of_it(ours, hook):
-    hooks, other = ours.PipelineHooks(), ours.PipelineHooks()
-    other.register_hook("on_step", hook("a"))
-    other.register_hook("on_epoch", hook("b"))
-    kept = hook("c")
-    hooks.register_hook("on_step", kept)
-    hooks.register_pipeline_hooks(other).remove()
-    assert list(hooks.hooks["on_step"]._context_handlers) == [kept]
-    assert len(hooks.hooks["on_epoch"]) == 0
-    assert len(other.hooks["on_step"]) == 1
 
 
 def test_a_failing_removal_can_be_tried_again(ours):
@@ -175,34 +152,13 @@ class TestChannel:
         assert isinstance(generic, ours.HookContextChannel)
         assert ours.RemoveableHandle[print](print).hook is print
 
-    @pytest.mark.parametrize("fail", [[], ["before"]])
-    def test_subclass_without_init(self, ours, hook, log, fail):
-        class Nameless(ours.HookContextChannel):
-            def __init__(self):
-                pass
-
-        channel = Nameless()
-        channel.register(hook("a", fail))
-        try:
+    def test_without_init(self, ours, hook, log):
+        channel = ours.HookContextChannel.__new__(ours.HookContextChannel)
+        channel.register(hook("a", ["before"]))
+        with pytest.raises(ValueError, match="^before a$"):
             with channel.begin(None):
                 pass
-        except ValueError as error:
-            assert fail and str(error) == "before a"
         assert log == ["before a", "after a"]
-
-
-@pytest.mark.parametrize("given", [print, None, "hook"])
-@pytest.mark.contract("F4")
-def test_what_is_no_hook_is_refused(ours, given):
-    hooks = ours.PipelineHooks()
-    with pytest.raises(TypeError) as raised:
-        hooks.register_hook("on_step", given)
-    assert str(raised.value) == (
-        f"cannot register {given!r}: it has no callable `before`. A hook has "
-        "the methods `before` and `after`; HookContext.from_callable makes "
-        "one from functions"
-    )
-    assert len(hooks.hooks["on_step"]) == 0
 
 
 def plain(args):
@@ -227,13 +183,6 @@ class Called:
 
     async def method(self, args):
         pass
-
-
-class Instances(HookContext):
-    def before(self, args):
-        pass
-
-    after = before
 
 
 class Namespace:
@@ -278,66 +227,43 @@ class TestMistakes:
         channel.register(HookContext.from_callable(before=callback))
         channel.register(HookContext.from_callable("a", after=callback))
         channel.register(mock.Mock())
-        assert len(channel) == 3
-
-    def test_a_callable_as_the_name(self, ours):
-        channel = ours.HookContextChannel("on_step")
-        with pytest.raises(
-            TypeError, match=r"whose name is plain \(.*Pass before= or after="
-        ):
-            channel.register(HookContext.from_callable(plain))
         # One to be patched later, and a callable name that does no harm.
         channel.register(HookContext.from_callable())
         channel.register(HookContext.from_callable(plain, plain))
-        assert len(channel) == 2
-
-    def test_a_class_in_place_of_an_instance(self, ours):
-        channel = ours.HookContextChannel("on_step")
-        with pytest.raises(
-            TypeError, match=r"the class Instances: call it, Instances\(\)"
-        ):
-            channel.register(Instances)
-        assert len(channel) == 0
+        assert len(channel) == 5
 
     def test_a_class_of_classmethods_works(self, channel):
         channel.register(Namespace)
         with channel.begin(None):
             pass
 
-    @pytest.mark.parametrize(
-        "make, expected",
-        [
-            (
-                lambda lib: lib.OptimizerHookConfig(),
-                "Config'>, which is a config: PipelineHooks.from_hooks",
-            ),
-            (
-                lambda lib: lib.OptimizerHookConfig()(),
-                "OptimizerHook'>: use register_pipeline_hooks or +=",
-            ),
-            (
-                lambda lib: lib.PipelineHooks,
-                "the class PipelineHooks: call it, PipelineHooks()",
-            ),
-            (
-                lambda lib: lib.HookContextChannel("on_step"),
-                "Channel'>: use register_hook_channel or +=",
-            ),
-        ],
-    )
-    def test_something_else_says_what_to_do(self, ours, make, expected):
-        with pytest.raises(TypeError) as raised:
-            ours.PipelineHooks().register_hook("on_step", make(ours))
-        assert expected in str(raised.value)
-        assert str(raised.value).count("\n") == 0
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda lib: print, "built-in function print>: it has no callable"),
+        (lambda lib: "hook", "from_callable makes one from functions"),
+        (lambda lib: HookContext.from_callable(plain), "whose name is plain"),
+        (lambda lib: HookContext.from_callable(plain), "Pass before= or"),
+        (lambda lib: Logging, "the class Logging: call it, Logging()"),
+        (lambda lib: lib.PipelineHooks, "the class PipelineHooks: call it"),
+        (lambda lib: lib.HookContextChannel(""), "use register_hook_channel"),
+        (lambda lib: lib.OptimizerHookConfig(), "which is a config: "),
+        (lambda lib: lib.OptimizerHook(), "use register_pipeline_hooks"),
+    ],
+)
+@pytest.mark.contract("F4")
+def test_what_is_no_hook_says_what_to_do(ours, make, expected):
+    hooks = ours.PipelineHooks()
+    with pytest.raises(TypeError) as raised:
+        hooks.register_hook("on_step", make(ours))
+    assert expected in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert len(hooks.hooks["on_step"]) == 0
 
 
 @pytest.mark.contract("K8")
 def test_a_merge_that_fails_halfway_is_undone(ours, hook):
-    class Failing(ours.HookContextChannel):
-        def register_hook_channel(self, channel):
-            raise MemoryError
-
     hooks, other = ours.PipelineHooks(), ours.PipelineHooks()
     mine, shared, theirs = hook("mine"), hook("shared"), hook("theirs")
     for each in (mine, shared):
@@ -346,7 +272,9 @@ def test_a_merge_that_fails_halfway_is_undone(ours, hook):
         for each in (shared, theirs):
             other.register_hook(channel, each)
     hooks.hooks["on_loop"] = core.HookContextChannel("on_loop")
-    hooks.hooks["on_step"] = Failing("on_step")
+    hooks.hooks["on_step"].register_hook_channel = mock.Mock(
+        side_effect=MemoryError
+    )
     with pytest.raises(MemoryError):
         hooks += other
     assert [*hooks.hooks["on_epoch"]._context_handlers] == [mine, shared]

@@ -14,14 +14,6 @@ import upstream
 from robo_orchard_fasthooks import __main__, grad_clip, mixin, optimizer
 
 MODULES = {"mixin": mixin, "grad_clip": grad_clip, "optimizer": optimizer}
-CHANNELS = (
-    "on_loop",
-    "on_epoch",
-    "on_step",
-    "on_batch",
-    "on_model_forward",
-    "on_model_backward",
-)
 
 
 def parameters(function):
@@ -72,26 +64,23 @@ def test_begin_shows_its_parameters_with_types():
     assert "KeyError: The channel does not exist." in inspect.getdoc(begin)
 
 
-def test_the_version_is_that_of_the_metadata():
-    installed = importlib.metadata.version("robo_orchard_fasthooks")
-    assert robo_orchard_fasthooks.__version__ == installed
+def test_the_version_is_that_of_the_metadata(monkeypatch, capsys):
+    version = importlib.metadata.version("robo_orchard_fasthooks")
+    assert robo_orchard_fasthooks.__version__ == version
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
         _ = robo_orchard_fasthooks.absent
-
-
-def test_the_command_line_tells_the_version(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["robo_orchard_fasthooks", "--version"])
     with pytest.raises(SystemExit, match="0"):
         __main__.main()
-    version = robo_orchard_fasthooks.__version__
     assert capsys.readouterr().out == f"robo_orchard_fasthooks {version}\n"
 
 
 def test_channel_names():
-    assert typing.get_args(mixin.PipelineHookChanelType) == CHANNELS
+    names = typing.get_args(upstream.mixin.PipelineHookChanelType)
+    assert typing.get_args(mixin.PipelineHookChanelType) == names
     hooks = mixin.PipelineHooks(cfg=None).hooks
-    assert tuple(hooks) == CHANNELS
-    assert tuple(channel.name for channel in hooks.values()) == CHANNELS
+    assert tuple(hooks) == names
+    assert tuple(channel.name for channel in hooks.values()) == names
 
 
 @pytest.mark.contract("K10")

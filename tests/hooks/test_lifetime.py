@@ -2,10 +2,10 @@
 
 import gc
 import importlib.util
-import subprocess
 import sys
 import textwrap
 import weakref
+from contextlib import suppress
 
 import pytest
 
@@ -26,8 +26,7 @@ class Direct(HookContext):
     def before(self, args):
         pass
 
-    def after(self, args):
-        pass
+    after = before
 
 
 def hooks_of(*hooks, **callbacks):
@@ -47,25 +46,10 @@ def failing_body(hooks, args):
         raise ValueError
 
 
-def decorator(hooks, args):
-    hooks.begin("on_step", args)(quiet)(1)
-
-
-def unentered(hooks, args):
-    hooks.begin("on_step", args)
-
-
-def unknown(hooks, args):
-    hooks.begin("nope", args)
-
-
 def registering(hooks, args):
     handle = hooks.register_hook("on_step", Direct())
     handle()
     handle.remove()
-
-
-def merging(hooks, args):
     PipelineHooks().register_pipeline_hooks(hooks).remove()
 
 
@@ -76,21 +60,18 @@ def arguments(hooks, args):
     return vars(copied), repr(copied), copied == made
 
 
-def refused_arguments(hooks, args):
-    args.copy_with_updates(batch=1, nope=2)
-
-
 @pytest.mark.parametrize(
     ("work", "callbacks"),
     [
         (scope, {"before": quiet, "after": quiet}),
         (scope, {"before": fail}),
         (scope, {"after": fail}),
-        *((decorator, {}), (unentered, {}), (unknown, {})),
         (failing_body, {"after": fail}),
-        (failing_body, {}),
-        *((registering, {}), (merging, {})),
-        *((arguments, {}), (refused_arguments, {})),
+        *((failing_body, {}), (registering, {}), (arguments, {})),
+        (lambda hooks, args: hooks.begin("on_step", args)(quiet)(1), {}),
+        (lambda hooks, args: hooks.begin("on_step", args), {}),
+        (lambda hooks, args: hooks.begin("nope", args), {}),
+        (lambda hooks, args: args.copy_with_updates(batch=1, nope=2), {}),
     ],
 )
 @pytest.mark.parametrize("foreign", [False, True])
@@ -102,10 +83,8 @@ def test_memory_does_not_grow(work, callbacks, foreign, collector_off):
 
     def repeat(times):
         for _ in range(times):
-            try:
+            with suppress(ValueError, KeyError, AttributeError):
                 work(hooks, args)
-            except (ValueError, KeyError, AttributeError):
-                pass
 
     repeat(1_000)  # Fills free lists of the interpreter, which stay as is.
     before = sys.getallocatedblocks()
@@ -124,16 +103,13 @@ def test_hooks_and_channels_die_with_their_owner(collector_off):
 
 
 def test_a_suspended_generator_in_a_cycle_is_collected():
-    class Holder:
-        pass
-
     def run(holder):
         with hooks.begin("on_step", holder):
             yield
 
     log = []
     hooks = hooks_of(after=lambda holder: log.append("after"))
-    holder = Holder()
+    holder = Direct()
     holder.generator = run(holder)
     next(holder.generator)
     dead = weakref.ref(holder)
@@ -152,6 +128,17 @@ def register(callback):
     return hooks.register_hook("on_step", hook)
 """
 PROCESSES = {
+    "a channel is restored while its dictionary of hooks is searched": """
+        class Evil(HookContext):
+            before = after = print
+            def __hash__(self):
+                return 1
+            def __eq__(self, other):
+                channel.__setstate__({"_context_handlers": [one]})
+        one, channel = HookContext.from_callable(), hooks.hooks["on_step"]
+        for _ in range(100):
+            channel.register(Evil())
+    """,
     "a long chain is freed, without a C stack frame for each link": """
         for chain in ("extra", "batch", "scope"):
             last = None
@@ -196,13 +183,9 @@ PROCESSES = {
 
 @pytest.mark.parametrize("case", PROCESSES)
 def test_in_a_process_of_its_own(case):
-    result = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(PROCESSES[case])],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert (result.returncode, result.stderr) == (0, "")
+    script = PRELUDE + textwrap.dedent(PROCESSES[case])
+    _, err = processes.run([sys.executable, "-c", script], timeout=300)
+    assert err == ""
 
 
 # Lets each allocation of each piece of work fail in turn.

@@ -5,7 +5,7 @@ from itertools import repeat
 import pytest
 
 from helpers.profiling import Clock, step
-from robo_orchard_fasthooks import HookContext, HookProfiler, PipelineHooks
+from robo_orchard_fasthooks import HookContext, HookProfiler
 
 
 @pytest.fixture
@@ -14,8 +14,8 @@ def clock():
 
 
 @pytest.fixture
-def hooks():
-    return PipelineHooks()
+def hooks(ours):
+    return ours.PipelineHooks()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Ranges of torch's profiler and of NVTX."""
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
 from unittest import mock
@@ -74,16 +74,13 @@ class TestRanges:
         assert trace(run) == [("on_step.before:s", None), ("aten::add", None)]
 
     def test_are_not_timed(self, hooks, clock, add, monkeypatch):
-        class Slow(torch.profiler.record_function):
-            def __enter__(self):
-                clock.spend(1000)
-                return super().__enter__()
+        @contextmanager
+        def slow(name):
+            clock.spend(1000)
+            yield
+            clock.spend(1000)
 
-            def __exit__(self, *error):
-                clock.spend(1000)
-                return super().__exit__(*error)
-
-        monkeypatch.setattr(torch.profiler, "record_function", Slow)
+        monkeypatch.setattr(torch.profiler, "record_function", slow)
         add("a", 10, 20)
         with ranged(hooks, clock=clock) as profiler:
             step(hooks)

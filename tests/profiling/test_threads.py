@@ -1,14 +1,14 @@
 """Hooks that run in several threads while they are profiled."""
 
 import gc
-import os
-import signal
 import sys
 import threading
 import time
 import warnings
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -69,11 +69,6 @@ def run(work):
         pass
 
 
-def add(hooks, name, before=None, after=None):
-    hook = HookContext.from_callable(name, before, after)
-    return hooks.register_hook("on_step", hook)
-
-
 def waiting(args):
     """A callback in which another thread runs, as in much of torch."""
     time.sleep(1e-5)
@@ -89,19 +84,18 @@ def assert_consistent(profiler):
             assert times["mean"] == pytest.approx(mean)
 
 
-def test_ranges_are_closed_by_the_thread_that_opened_them(hooks, monkeypatch):
-    opened, wrong = threading.local(), []
+def test_ranges_are_closed_by_the_thread_that_opened_them(
+    hooks, add, monkeypatch
+):
+    opened, wrong = defaultdict(list), []
 
-    class Range:
-        def __init__(self, name):
-            pass
-
-        def __enter__(self):
-            vars(opened).setdefault("ranges", []).append(self)
-
-        def __exit__(self, *error):
-            if opened.ranges.pop() is not self:
-                wrong.append(self)
+    @contextmanager
+    def record(name):
+        mine = object()
+        opened[threading.get_ident()].append(mine)
+        yield
+        if opened[threading.get_ident()].pop() is not mine:
+            wrong.append(name)
 
     def recurse(args):
         waiting(args)
@@ -114,8 +108,8 @@ def test_ranges_are_closed_by_the_thread_that_opened_them(hooks, monkeypatch):
             with hooks.begin("on_step", 0):
                 pass
 
-    monkeypatch.setattr(torch.profiler, "record_function", Range)
-    add(hooks, "a", recurse)
+    monkeypatch.setattr(torch.profiler, "record_function", record)
+    add("a", recurse)
     with HookProfiler(hooks, record_function=True) as profiler:
         run(work)
     assert wrong == []
@@ -128,7 +122,8 @@ class TestRows:
         for _ in range(10):
             hooks = PipelineHooks()
             for _ in range(5):
-                add(hooks, "a", passing, passing)
+                hook = HookContext.from_callable("a", passing, passing)
+                hooks.register_hook("on_step", hook)
             with HookProfiler(hooks) as profiler:
                 run(lambda _, hooks=hooks: step(hooks))
             assert list(counts(profiler).values()) == 10 * [THREADS]
@@ -152,14 +147,14 @@ class TestRows:
             step(hooks)
         assert counts(profiler)["Waiting 'w'", "after"] == 2
 
-    def test_a_debugger_that_holds_all_objects(self, hooks):
+    def test_a_debugger_that_holds_all_objects(self, hooks, add):
         held = []
 
         def hold(frame, event, arg):
             if "_profiling" in frame.f_code.co_filename:
                 held[:] = gc.get_objects()
 
-        add(hooks, "a", id)
+        add("a", id)
         before = sys.gettrace()
         with HookProfiler(hooks) as profiler:
             sys.settrace(hold)
@@ -171,7 +166,7 @@ class TestRows:
 
 
 @pytest.mark.filterwarnings("ignore:.* takes ", "ignore:.*fork:")
-def test_a_child_that_is_forked_meanwhile_goes_on(hooks, at_each_line):
+def test_a_child_that_is_forked_meanwhile_goes_on(hooks, add, at_each_line):
     """At each line of the profiler at which another thread may be."""
     lines = set()
     paused, forked = threading.Semaphore(0), threading.Semaphore(0)
@@ -184,7 +179,7 @@ def test_a_child_that_is_forked_meanwhile_goes_on(hooks, at_each_line):
 
     def run(*names):
         for name in names:
-            add(hooks, name, id)
+            add(name, id)
             step(hooks)
 
     def work():
@@ -192,32 +187,27 @@ def test_a_child_that_is_forked_meanwhile_goes_on(hooks, at_each_line):
         ended.append(True)
         paused.release()
 
-    ended = []
+    ended, fork = [], get_context("fork")
     at_each_line(pause)
     with HookProfiler(hooks, warn_above=0.001, window=1):
         threading.Thread(target=work, daemon=True).start()
         while paused.acquire() and not ended:
-            child = os.fork()
-            if not child:
-                signal.alarm(20)
-                try:
-                    run("c")
-                    os._exit(0)
-                finally:
-                    os._exit(1)
-            assert os.waitpid(child, 0)[1] == 0
+            child = fork.Process(target=run, args=["c"], daemon=True)
+            child.start()
+            child.join(20)
+            assert child.exitcode == 0  # None if it hangs.
             forked.release()
     assert len(lines) > 20
 
 
 @pytest.mark.filterwarnings("ignore:.* takes ")
 @pytest.mark.parametrize("call", ["table", "reset", "stop start"])
-def test_calls_while_hooks_run(hooks, call):
+def test_calls_while_hooks_run(hooks, add, call):
     """Hooks of ever new names, which come and go."""
 
     def work(number):
         for turn in range(100):
-            with add(hooks, f"{number} {turn}", passing):
+            with add(f"{number} {turn}", passing):
                 step(hooks)
 
     began = time.monotonic_ns()
@@ -237,8 +227,8 @@ def test_calls_while_hooks_run(hooks, call):
 
 
 @pytest.mark.usefixtures("at_each_line")
-def test_all_times_of_a_row_are_of_one_moment(hooks):
-    add(hooks, None, id, id)
+def test_all_times_of_a_row_are_of_one_moment(hooks, add):
+    add(None, id, id)
     enough = threading.Event()
 
     def work(number):
@@ -274,22 +264,22 @@ def test_reading_during_a_start_with_new_channels(hooks):
 
 class TestWarning:
     @pytest.mark.usefixtures("at_each_line")
-    def test_is_given_once_for_each_hook(self, hooks):
+    def test_is_given_once_for_each_hook(self, hooks, add):
         def work(_):
             for _ in range(10):
                 step(hooks)
 
         for name in range(10):
-            add(hooks, f"h{name}", waiting)
+            add(f"h{name}", waiting)
         with HookProfiler(hooks, warn_above=1e-9, window=1):
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always")
                 run(work)
         assert len(found) == 10
 
-    def test_when_scopes_end_together(self, hooks, clock):
+    def test_when_scopes_end_together(self, hooks, add, clock):
         """No window is missed: the first to look may see both."""
-        add(hooks, "a", lambda _: clock.spend(20))
+        add("a", lambda _: clock.spend(20))
         with HookProfiler(hooks, clock=clock, warn_above=0.1, window=4) as p:
             for _ in range(3):
                 step(hooks, lambda: clock.spend(80))

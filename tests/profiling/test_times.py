@@ -14,6 +14,7 @@ from robo_orchard_fasthooks._record import Stats
 
 
 class TestTimes:
+    @pytest.mark.also_on("installed")
     def test_of_hooks_body_and_scope(self, add, timed):
         add("a", 10, 20)
         add("b", 30, 40)
@@ -90,17 +91,15 @@ class TestFailures:
         # A body that did not run is not counted.
         assert found["body"]["count"] == (phase == "after")
 
-    @pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt()])
-    def test_of_a_body(self, hooks, clock, add, error):
+    def test_of_a_body(self, hooks, clock, add):
         def body():
             clock.spend(100)
-            raise error
+            raise KeyboardInterrupt
 
         add("a", 10, 20)
         with HookProfiler(hooks, clock=clock) as profiler:
-            with pytest.raises(type(error)) as raised:
+            with pytest.raises(KeyboardInterrupt):
                 step(hooks, body)
-        assert raised.value is error
         found = profiler.to_dict()["on_step"]
         assert (found["scope"]["sum"], found["body"]["sum"]) == (130, 100)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers import processes
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -70,15 +72,9 @@ def test_debug_traces_lines(tmp_path):
             ROBO_ORCHARD_FASTHOOKS_DEBUG=debug,
         )
         assert result.returncode == 0, result.stderr
-        result = subprocess.run(
-            [
-                *(sys.executable, "-c", SCRIPT),
-                *(tmp_path / "out" / "lib", tmp_path / "src"),
-            ],
-            capture_output=True,
-            text=True,
-        )
-        assert result.stdout == f"{traced}\n", result.stderr
+        folders = (tmp_path / "out" / "lib", tmp_path / "src")
+        out, _ = processes.run([sys.executable, "-c", SCRIPT, *folders])
+        assert out == f"{traced}\n"
 
 
 def test_without_compiled_modules_it_says_how_to_build(tmp_path):

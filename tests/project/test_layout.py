@@ -1,6 +1,5 @@
 """The package's modules import downward only, and without a circle."""
 
-import ast
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -13,31 +12,21 @@ FLOORS = {
     **{"_clipping": 1, "_profiling": 1, "_cuda_graph": 2, "_stepping": 3},
     **{"_lab": 5, "lab": 6, "__main__": 6, "": 6},
 }
-CYTHON = re.compile(
+IMPORT = re.compile(
     r"^[ \t]*(?:from[ \t]+(\S+)[ \t]+c?import[ \t]*(\([^)]*\)|[^#\n]+)"
     r"|c?import[ \t]+([\w.]+))",
     re.M,
 )
 
 
-def python_imports(source, package):
-    """The modules that a module's code imports, also within functions."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: 1 - node.level or None]
-            start = [*parents, node.module] if node.level else [node.module]
-            base = ".".join(filter(None, start))
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
-def cython_imports(source):
-    """The same of a Cython file, by its lines."""
+def imports_of(source):
+    """The modules that Python or Cython imports, also within functions."""
     code = re.sub(r'"""[\s\S]*?"""', "", source)
-    for base, names, module in CYTHON.findall(code):
+    for base, names, module in IMPORT.findall(code):
         if module:
             yield module
+        if base.startswith("."):  # Only the package's own __init__ has these.
+            base = f"{PACKAGE}{base}".rstrip(".")
         for name in re.findall(r"(\w+)(?: as \w+)?", names):
             yield f"{base}.{name}"
 
@@ -48,14 +37,11 @@ def imports():
     for folder in ("src", "csrc"):
         top = ROOT / folder / PACKAGE
         for file in sorted(top.rglob("*.py*")):
-            parts = [*file.relative_to(top).with_suffix("").parts]
+            parts = file.relative_to(top).with_suffix("").parts
             name = ".".join(parts).removesuffix("__init__").rstrip(".")
-            package = ".".join([PACKAGE, *parts[:-1]])
             imported = found.setdefault(name, set())
-            if file.suffix in (".pyx", ".pxd"):
-                imported.update(cython_imports(file.read_text()))
-            elif file.suffix in (".py", ".pyi"):
-                imported.update(python_imports(file.read_text(), package))
+            if file.suffix in (".py", ".pyi", ".pyx", ".pxd"):
+                imported.update(imports_of(file.read_text()))
     return found
 
 
@@ -104,6 +90,6 @@ def test_compiled_modules_do_not_import_torch():
     tops = {
         imported.partition(".")[0]
         for file in files
-        for imported in cython_imports(file.read_text())
+        for imported in imports_of(file.read_text())
     }
     assert "robo_orchard_core" in tops and "torch" not in tops

@@ -1,7 +1,6 @@
 """The Python blocks of README and documentation run as they stand."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -67,15 +66,9 @@ def test_trainers(tmp_path):
 @pytest.mark.slow
 def test_the_test_of_a_budget(tmp_path):
     run_page("docs/budgets.md", tmp_path / "test_hooks.py")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "test_hooks.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout
-    assert "1 passed" in result.stdout
+    command = [sys.executable, "-m", "pytest", "-q", "test_hooks.py"]
+    out, _ = processes.run(command, tmp_path, timeout=300)
+    assert "1 passed" in out
 
 
 def test_every_page_with_python_is_run():

@@ -72,10 +72,6 @@ def numeric(args: int) -> None:
     pass
 
 
-def changed(args: PipelineHookArgs) -> PipelineHookArgs:
-    return args.copy_with_updates(batch=1)
-
-
 async def later(args: PipelineHookArgs) -> None:
     pass
 
@@ -90,7 +86,6 @@ def registering(hooks: PipelineHooks, channel: str) -> None:
     hooks.register_hook("on_step", NoAfter())  # error: [abstract]
     hooks.register_hook("on_step", hook(after))  # error: [arg-type]
     hooks.register_hook("on_step", hook(None, numeric))  # error: [arg-type]
-    hooks.register_hook("on_step", hook(before=changed))  # error: [arg-type]
     hooks.register_hook("on_step", hook(after=later))  # error: [arg-type]
     hooks.register_hook(
         "on_step",
@@ -103,8 +98,6 @@ def handles(hooks: PipelineHooks) -> None:
     handle.unregister()  # error: [attr-defined]
     handle("on_step")  # error: [call-arg]
     RemoveableHandle(1)  # error: [type-var]
-    with handle as entered:
-        entered.begin()  # error: [attr-defined]
 
 
 def channels(hooks: PipelineHooks, name: PipelineHookChanelType) -> None:
@@ -126,7 +119,6 @@ def merging(hooks: PipelineHooks, config: MineConfig) -> None:
     PipelineHooks.from_hooks()  # error: [call-arg]
     PipelineHooks.from_hooks(OptimizerHook)  # error: [arg-type]
     PipelineHooks.from_hooks([after])  # error: [list-item]
-    print(Mine.from_hooks(hooks).evry)  # error: [attr-defined]
 
 
 def scopes(hooks: PipelineHooks, args: PipelineHookArgs) -> None:
@@ -153,8 +145,6 @@ def configs(config: GradientClippingHookConfig) -> None:
         clip_value="1",  # error: [arg-type]
     )
     OptimizerHookConfig(lr=0.1)  # error: [call-arg]
-    print(MineConfig()().evry)  # error: [attr-defined]
-    print(config().max_nrm)  # error: [attr-defined]
     config.to_str("xml")  # error: [arg-type]
     config.class_type = OptimizerHook  # error: [assignment]
 
@@ -196,7 +186,6 @@ def profiling(hooks: PipelineHooks) -> None:
     HookProfiler(hooks, True)  # error: [call-arg]
     HookProfiler(hooks, warn_above="10%")  # error: [arg-type]
     with HookProfiler(hooks) as profiler:
-        profiler.tabel()  # error: [attr-defined]
         profiler.table(timeout="1")  # error: [arg-type]
         print(profiler.to_dict().on_step)  # error: [attr-defined]
         profiler.to_dict()["on_step"]["scop"]  # error: [typeddict-item]
