@@ -8,7 +8,6 @@ from torch.distributed.tensor import Partial, Replicate, Shard
 
 from distributed.checks import INF, mesh_of, true_norm
 from distributed.placed import (
-    OPERATIONS,
     WAYS,
     assert_clips,
     clip_values,
@@ -17,6 +16,7 @@ from distributed.placed import (
 )
 
 SHAPES = [(4, 6), (1, 3), (3, 1), (5, 2)]
+OPERATIONS = "sum", "avg", "max", "min"
 ONE_DIMENSION = [Shard(0), Shard(1), Replicate(), *map(Partial, OPERATIONS)]
 TWO_DIMENSIONS = [
     (first, second)

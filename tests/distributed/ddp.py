@@ -1,14 +1,11 @@
 """DDP: the hook, against upstream's and against one process."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
 import robo_orchard_fasthooks as ours
-import upstream
 from distributed.checks import (
     INF,
     assert_close,
@@ -21,11 +18,7 @@ from distributed.checks import (
     norm_hook,
     value_hook,
 )
-
-theirs = SimpleNamespace(
-    PipelineHookArgs=upstream.mixin.PipelineHookArgs,
-    GradientClippingHookConfig=upstream.grad_clip.GradientClippingHookConfig,
-)
+from helpers.implementations import UPSTREAM
 
 
 def small_model():
@@ -64,7 +57,7 @@ def test_trained(clipping, accumulate):
     make, clip, *settings = clipping
     others = {"norm_type": INF} if INF in settings else {}
     upstreams, _ = train(
-        theirs, make(settings[0], theirs, **others), accumulate
+        UPSTREAM, make(settings[0], UPSTREAM, **others), accumulate
     )
     found, totals = train(ours, make(settings[0], **others), accumulate)
     assert_same(found, upstreams)

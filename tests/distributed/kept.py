@@ -2,7 +2,6 @@
 
 import gc
 import weakref
-from datetime import timedelta
 from types import FunctionType, ModuleType
 from unittest import mock
 
@@ -32,6 +31,7 @@ from distributed.checks import (
     true_norm,
 )
 from distributed.placed import IN_EVERY_WAY, assert_clips, clip, placed
+from distributed.ranks import TIMEOUT
 from robo_orchard_fasthooks._clipping.local import LocalPlan
 from robo_orchard_fasthooks._clipping.mesh import MeshGroups
 
@@ -148,19 +148,14 @@ def test_new_groups(way, norm_type):
 
 def renew():
     """Leaves the process group and makes another one."""
-    if not _stores:  # The first one serves those that follow.
-        _stores.append(dist.distributed_c10d._get_default_store())
-    _stores.append(dist.PrefixStore(f"again{len(_stores)}", _stores[0]))
+    store = dist.distributed_c10d._get_default_store()
     rank, size = dist.get_rank(), dist.get_world_size()
     dist.barrier()
     dist.destroy_process_group()
     dist.init_process_group(
         "gloo",
-        store=_stores[-1],
+        store=dist.PrefixStore("again", store),
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=20),
+        timeout=TIMEOUT,
     )
-
-
-_stores = []

@@ -31,7 +31,6 @@ from distributed.checks import (
     params_of,
     randn,
     run_hook,
-    value_hook,
 )
 from robo_orchard_fasthooks.clip import clip_grad_norm_
 
@@ -125,14 +124,6 @@ def test_replaced(name):
         run_hook(hook, params, accelerator)
     assert_total(hook.total_norm, expected)
     assert_same(grads(params), grads(oracle))
-
-
-@OF_MIXTURES
-def test_by_value(make):
-    params = make(torch.float32)
-    expected = [full(grad).clamp(-0.5, 0.5) for grad in grads(params)]
-    run_hook(value_hook(), params)
-    assert_same([full(grad) for grad in grads(params)], expected)
 
 
 def assert_as_torch(make, norm_type, max_norm=CLIPS):

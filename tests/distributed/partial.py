@@ -19,9 +19,7 @@ from torch.distributed.tensor.parallel import (
 
 from distributed.checks import (
     CLIPS,
-    INF,
     assert_close,
-    assert_same,
     grads,
     local,
     make_accelerator,
@@ -33,7 +31,6 @@ from distributed.checks import (
 )
 from distributed.placed import (
     IN_EVERY_WAY,
-    OPERATIONS,
     assert_clips,
     clip,
     clip_values,
@@ -66,25 +63,6 @@ def test_sequence_parallel(way):
     params = [*norm.parameters(), *head.parameters()]
     assert any(p.is_partial() for p in params[0].grad.placements)
     assert_clips(way, params, 1.0)
-
-
-@IN_EVERY_WAY
-@pytest.mark.parametrize("norm_type", [INF, 1.0, 2.0, -INF])
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_by_norm(operation, norm_type, way):
-    """torch cannot scale parts of a maximum, and norms the largest part."""
-    beside = Replicate(), None, Shard(1)
-    params = several(Partial(operation), *beside)
-    assert_clips(way, params, CLIPS, norm_type)
-
-
-@pytest.mark.parametrize("operation", ["max", "min"])
-@BY_HOOK_OR_FUNCTION
-def test_extrema_by_value(operation, way):
-    params = several(Partial(operation), None, Shard(0))
-    expected = [grad.clamp(-0.5, 0.5) for grad in reduced(params)]
-    clip_values(way, params, 0.5)
-    assert_same(reduced(params), expected)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ from robo_orchard_fasthooks.clip import (
 
 WAYS = ["hook", "function", "halves"]
 IN_EVERY_WAY = pytest.mark.parametrize("way", WAYS)
-OPERATIONS = ["sum", "avg", "max", "min"]
 
 
 def clip(way, params, max_norm, norm_type=2.0):

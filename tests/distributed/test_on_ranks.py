@@ -11,9 +11,8 @@ from helpers import processes
 @pytest.mark.parametrize(
     ("file", "ranks"),
     [
-        *(("ddp", 2), ("fsdp1", 2), ("fsdp2", 2), ("kept", 2)),
-        *(("meshes", 2), ("partial", 2), ("square", 4)),
-        pytest.param("at_random", 2, marks=pytest.mark.slow),
+        *(("at_random", 2), ("ddp", 2), ("fsdp1", 2), ("fsdp2", 2)),
+        *(("kept", 2), ("meshes", 2), ("partial", 2), ("square", 4)),
     ],
 )
 def test_on_ranks(file, ranks):
