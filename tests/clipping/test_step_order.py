@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 import robo_orchard_fasthooks as ours
-from helpers.implementations import IMPLEMENTATIONS
 from robo_orchard_fasthooks import HookContext
 
 pytestmark = pytest.mark.contract("F8")
@@ -22,9 +21,9 @@ def make_optimizer():
     return torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1)
 
 
-def make_args(optimizer, cls=ours.PipelineHookArgs):
+def make_args(optimizer):
     scheduler = mock.create_autospec(torch.optim.lr_scheduler.StepLR)
-    return cls(
+    return ours.PipelineHookArgs(
         Accelerator(cpu=True), optimizer=optimizer, lr_scheduler=scheduler
     )
 
@@ -37,8 +36,8 @@ def run(hooks, args, gradient=True):
         pass
 
 
-def clipping(lib=ours):
-    return lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
+def clipping():
+    return ours.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
 
 
 def wrong():
@@ -73,14 +72,6 @@ def test_the_wrong_order_warns_once(args):
     for _ in range(2):
         run(hooks, args)
         run(hooks, make_args(args.optimizer))
-
-
-def test_robo_orchard_lab_s_own_hooks():
-    with IMPLEMENTATIONS["installed"]() as lab:
-        optimizer = lab.OptimizerHook(lab.OptimizerHookConfig())
-        hooks = lab.PipelineHooks.from_hooks([optimizer, clipping(lab)])
-        with pytest.warns(UserWarning, match=MESSAGE):
-            run(hooks, make_args(make_optimizer(), lab.PipelineHookArgs))
 
 
 def test_the_right_order(args):
