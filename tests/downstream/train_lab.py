@@ -84,7 +84,7 @@ def main() -> None:
     logging.basicConfig(
         stream=sys.stdout,
         level=logging.INFO,
-        format="%(asctime)s %(name)s:%(lineno)d %(message)s",
+        format="%(name)s:%(lineno)d %(message)s",
     )
     set_seed(0)
     accelerator = Accelerator(
