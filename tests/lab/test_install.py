@@ -91,11 +91,6 @@ class TestInstall:
 
 
 class TestStatus:
-    def test_off(self):
-        status = lab.status()
-        assert not status.installed
-        assert status.names == dict.fromkeys(NAMES, "original")
-
     @pytest.mark.parametrize("on", [False, True])
     def test_in_print(self, released, on):
         version = metadata.version("robo_orchard_fasthooks")
