@@ -236,12 +236,6 @@ def test_parameters_can_still_be_swapped(ours, clip, mode):
     assert param.shape == (5,)
 
 
-class Model(torch.nn.Module):
-    def __init__(self, *params):
-        super().__init__()
-        self.first, self.second, self.third = params
-
-
 class TestErrors:
     """Each names the parameter, and leaves every gradient as it was."""
 
@@ -271,15 +265,12 @@ class TestErrors:
             second = [("b", params[1]), ("c", params[2])]
         optimizer = torch.optim.SGD(first, lr=1)
         optimizer.add_param_group({"params": second})
+        names = "first", "second", "third"
+        model = torch.nn.ParameterDict(zip(names, params, strict=True))
         hook = ours.GradientClippingHookConfig(**mode)()
         error = RuntimeError if "finite" in message else NotImplementedError
         with pytest.raises(error, match=message) as raised:
-            clip(
-                ours,
-                optimizer,
-                hook=hook,
-                model=Model(*params) if name else None,
-            )
+            clip(ours, optimizer, hook=hook, model=model if name else None)
         place = f"parameter 1 of group 1{name}"
         assert place in str(raised.value)
         assert params[2].grad is grad

@@ -75,13 +75,10 @@ def meshes_and_plain_in_turn(dtype):
     return [param for each in zip(*kinds, strict=True) for param in each]
 
 
-OF_MIXTURES = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     "make",
     [plain_beside_sharded, two_meshes_of_one_shape, meshes_and_plain_in_turn],
 )
-
-
-@OF_MIXTURES
 @pytest.mark.parametrize(
     ("norm_type", "max_norm", "dtype"),
     [

@@ -41,8 +41,6 @@ from distributed.placed import (
 from helpers.fp16 import FP16
 from robo_orchard_fasthooks.clip import clip_grads_with_norm_
 
-BY_HOOK_OR_FUNCTION = pytest.mark.parametrize("way", ["hook", "function"])
-
 
 def several(*placements):
     """A parameter for each placement, on one mesh."""
@@ -73,7 +71,7 @@ def test_sequence_parallel(way):
         *(("expanded", "norm"), ("expanded", "value")),
     ],
 )
-@BY_HOOK_OR_FUNCTION
+@pytest.mark.parametrize("way", ["hook", "function"])
 def test_refused(kind, mode, way):
     """By name; clamped parts, for one, are not parts of the clamped.
 
