@@ -140,17 +140,13 @@ class TestInstall:
 
     def test_names_a_trainer_that_is_missing_in_one_warning(self, monkeypatch):
         monkeypatch.setitem(sys.modules, standin.TRAINER, None)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        match = f"{standin.TRAINER}.{FUNCTION}: there is no"
+        with pytest.warns(UserWarning, match=match) as caught:
             with lab.install():
                 names = lab.status().names
         for name in REPLACED[-3:]:
             assert names[name] == "original: there is no such module"
-        (warning,) = caught
-        assert f"{standin.TRAINER}.{FUNCTION}: there is no" in str(
-            warning.message
-        )
-        assert warning.filename == __file__
+        assert [each.filename for each in caught] == [__file__]
 
 
 @pytest.mark.parametrize(
