@@ -232,6 +232,15 @@ def test_many_of_one_shape(runs, dtype):
                 norm_like_torch(make, max_norm_of(make(), ("factor", 0.5)))
 
 
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize("numel", [1, 7, 4097, 12287, 12288])
+def test_values_of_every_size(numel, dtype):
+    fills = "all special", "zero", "wide", "subnormal"
+    case = Case(tuple(Run(1, (numel,), dtype, fill=fill) for fill in fills))
+    for clip_value in CLIP_VALUES:
+        value_like_torch(partial(build, case), clip_value)
+
+
 SQUARE = Run(12, (8, 8), torch.float32)
 HALF = replace(SQUARE, count=6)
 TWELVE = [
