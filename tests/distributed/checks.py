@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -17,7 +16,6 @@ import robo_orchard_fasthooks as ours
 NAN, INF = math.nan, math.inf
 # All norms of the tests lie between the two.
 CLIPS, CLIPS_NOT = 1e-3, 1e9
-BY_HOOK = pytest.mark.parametrize("by_hook", [False, True])
 
 
 def local(tensor):

@@ -10,7 +10,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from distributed.checks import (
-    BY_HOOK,
     CLIPS,
     CLIPS_NOT,
     INF,
@@ -31,9 +30,9 @@ from distributed.checks import (
     randn,
     run_hook,
     same,
-    value_hook,
 )
-from robo_orchard_fasthooks.clip import clip_grad_norm_, clip_grad_value_
+from distributed.placed import IN_EVERY_WAY, clip, clip_values
+from robo_orchard_fasthooks.clip import clip_grad_norm_
 
 NORM_TYPES = [INF, -INF, 0.0, 0.5, 1.0, 2.0, 3.0]
 EVEN = nn.Linear(4, 6), nn.Linear(6, 2)
@@ -72,15 +71,6 @@ def with_grads(layers=UNEVEN, dtype=torch.float32, poison=None, rank=0):
         whole[0][-rank] = poison
     give(params, whole)
     return params, whole
-
-
-def clip_by(by_hook, params, norm_type=2.0, **settings):
-    """Clips by the hook or by the function; returns the norm."""
-    if not by_hook:
-        return clip_grad_norm_(params, CLIPS, norm_type, **settings)
-    hook = norm_hook(norm_type=norm_type, **settings)
-    run_hook(hook, params)
-    return hook.total_norm
 
 
 @pytest.mark.parametrize("layers", [EVEN, UNEVEN])
@@ -125,29 +115,26 @@ def test_nonfinite(poison, rank, norm_type):
         assert_same(found, grads(oracle))
 
 
-@BY_HOOK
-def test_error_if_nonfinite(by_hook):
+@IN_EVERY_WAY
+def test_error_if_nonfinite(way):
     """On the rank whose part is finite, too."""
     params, _ = with_grads(poison=NAN, rank=1)
     before = copies(params)
     with pytest.raises(RuntimeError, match="finite"):
-        clip_by(by_hook, params, error_if_nonfinite=True)
+        clip(way, params, CLIPS, error_if_nonfinite=True)
     assert_same(grads(params), grads(before))
 
 
-@BY_HOOK
+@pytest.mark.parametrize("way", ["hook", "function"])
 @pytest.mark.parametrize("rank", [None, 0, 1])
-def test_value(rank, by_hook):
+def test_value(rank, way):
     """One parameter has no gradient; on one rank, no parameter has one."""
     params, whole = with_grads(poison=NAN)
     clamped = copies(params)
     give(clamped, [grad.clamp(-0.5, 0.5) for grad in whole])
     for index in range(4) if rank == dist.get_rank() else [2]:
         params[index].grad = clamped[index].grad = None
-    if by_hook:
-        run_hook(value_hook(), params)
-    else:
-        clip_grad_value_(params, 0.5)
+    clip_values(way, params, 0.5)
     assert_same(grads(params), grads(clamped))
 
 
@@ -260,13 +247,13 @@ def test_without_gradients(late):
     assert_close(total, 5.0 if late else 0.0)
 
 
-@BY_HOOK
-def test_model_to(by_hook):
+@IN_EVERY_WAY
+def test_model_to(way):
     """`to` swaps such parameters, which fails while weak references exist."""
     model = sharded_model()
     params = list(model.parameters())
     give(params, [randn(param.shape) for param in params])
-    clip_by(by_hook, params)
+    clip(way, params, CLIPS)
     for param in params:
         param.grad = None
     model.to(torch.bfloat16)

@@ -32,16 +32,16 @@ WAYS = ["hook", "function", "halves"]
 IN_EVERY_WAY = pytest.mark.parametrize("way", WAYS)
 
 
-def clip(way, params, max_norm, norm_type=2.0):
+def clip(way, params, max_norm, norm_type=2.0, **settings):
     """Clips by norm and returns the norm; the hook's has to be plain."""
     if way == "function":
-        return clip_grad_norm_(params, max_norm, norm_type)
+        return clip_grad_norm_(params, max_norm, norm_type, **settings)
     if way == "halves":
         found = [grad for grad in grads(params) if grad is not None]
-        total = get_total_norm(found, norm_type)
+        total = get_total_norm(found, norm_type, **settings)
         clip_grads_with_norm_(params, max_norm, total)
         return total
-    hook = norm_hook(max_norm, norm_type=norm_type)
+    hook = norm_hook(max_norm, norm_type=norm_type, **settings)
     run_hook(hook, params)
     total = hook.total_norm
     assert type(total) is torch.Tensor and total.dim() == 0

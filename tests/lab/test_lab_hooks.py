@@ -13,6 +13,7 @@ from robo_orchard_core.utils import hook as core
 
 import robo_orchard_fasthooks
 import upstream
+from helpers import implementations
 from helpers.lab import (
     Args,
     Counting,
@@ -169,10 +170,7 @@ OURS, THEIRS = (
         lib.OptimizerHookConfig(),
         lib.OptimizerHook(None),
     ]
-    for lib in (
-        robo_orchard_fasthooks,
-        mock.Mock(**{**vars(upstream.grad_clip), **vars(upstream.optimizer)}),
-    )
+    for lib in (implementations.OURS, implementations.UPSTREAM)
 )
 MIXED = [OURS[0], THEIRS[1], THEIRS[2], OURS[3]]
 
