@@ -8,6 +8,7 @@ The number of ranks, and what pytest is given on each of them.
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 from datetime import timedelta
@@ -38,6 +39,7 @@ def barrier():
 
 
 def run(rank, ranks, store, arguments):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     os.environ.update(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
@@ -54,9 +56,10 @@ def run(rank, ranks, store, arguments):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # Ends the ranks.
     ranks, *arguments = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
         given = int(ranks), f"{folder}/store", arguments
         multiprocessing.start_processes(
-            run, given, int(ranks), start_method="fork"
+            run, given, int(ranks), daemon=True, start_method="fork"
         )
