@@ -152,9 +152,12 @@ def test_missing_on_one_rank(rank, missing, norm_type):
     assert_clipped(total, params, before, expected)
 
 
-@pytest.mark.skipif(
+needs_grad_dtype = pytest.mark.skipif(
     not hasattr(torch.Tensor, "grad_dtype"), reason="newer than this torch"
 )
+
+
+@needs_grad_dtype
 @pytest.mark.parametrize("missing", [(1,), (0, 1, 2, 3)])
 @pytest.mark.parametrize("norm_type", [INF, 2.0])
 # None: any dtype, so that of the parameter is expected.
@@ -179,6 +182,20 @@ def test_missing_of_another_dtype(grad_dtype, missing, norm_type):
         if old is not None:
             scaled = old * (CLIPS / expected.to(dtype))
             assert local(param.grad).allclose(scaled, tolerance)
+
+
+@needs_grad_dtype
+def test_a_dtype_that_is_set_between_calls():
+    """While a rank that has no gradients shows the same parameters."""
+    params = list(sharded_model(EVEN, torch.bfloat16).parameters())
+    for dtype in (torch.bfloat16, torch.float32):
+        for param in params:
+            param.grad = None
+            param.grad_dtype = dtype
+        give(params, [randn(param.shape, dtype) for param in params])
+        for param in params if dist.get_rank() == 1 else ():
+            param.grad = None
+        assert full(clip_grad_norm_(params, CLIPS)).dtype == dtype
 
 
 @pytest.mark.parametrize("norm_type", [INF, 2, -INF])
