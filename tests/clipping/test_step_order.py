@@ -11,10 +11,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 import robo_orchard_fasthooks as ours
-from helpers.implementations import IMPLEMENTATIONS
+from helpers.implementations import IMPLEMENTATIONS, OURS, UPSTREAM
 from robo_orchard_fasthooks import HookContext
 
 pytestmark = pytest.mark.contract("F8")
+NORM = {"clip_mode": "norm", "max_norm": 1}
 MESSAGE = "Register GradientClippingHook before OptimizerHook"
 
 
@@ -37,8 +38,8 @@ def run(hooks, args, gradient=True):
         pass
 
 
-def clipping(lib=ours):
-    return lib.GradientClippingHookConfig(clip_mode="norm", max_norm=1)()
+def clipping():
+    return ours.GradientClippingHookConfig(**NORM)()
 
 
 def wrong():
@@ -75,12 +76,30 @@ def test_the_wrong_order_warns_once(args):
         run(hooks, make_args(args.optimizer))
 
 
-def test_robo_orchard_lab_s_own_hooks():
+@pytest.mark.parametrize("stepping", [OURS, UPSTREAM], ids=lambda x: x.name)
+@pytest.mark.parametrize("clipping", [OURS, UPSTREAM], ids=lambda x: x.name)
+@pytest.mark.parametrize("right", [False, True])
+def test_in_place_also_of_robo_orchard_lab_s_own(clipping, stepping, right):
+    configs = [
+        clipping.GradientClippingHookConfig(**NORM),
+        stepping.OptimizerHookConfig(),
+    ]
+    if not right:
+        configs.reverse()
+    optimizer = Accelerator(cpu=True).prepare_optimizer(make_optimizer())
     with IMPLEMENTATIONS["installed"]() as lab:
-        optimizer = lab.OptimizerHook(lab.OptimizerHookConfig())
-        hooks = lab.PipelineHooks.from_hooks([optimizer, clipping(lab)])
-        with pytest.warns(UserWarning, match=MESSAGE):
-            run(hooks, make_args(make_optimizer(), lab.PipelineHookArgs))
+        hooks = lab.PipelineHooks.from_hooks(configs)
+        args = make_args(optimizer, lab.PipelineHookArgs)
+        if right:
+            run(hooks, args)
+        else:
+            with pytest.warns(UserWarning, match=MESSAGE) as caught:
+                run(hooks, args)
+            assert [each.filename for each in caught] == [__file__]
+        for gradient in (False, True, True):
+            run(hooks, args, gradient)
+    norm = optimizer.param_groups[0]["params"][0].norm().item()
+    assert norm == pytest.approx(3 if right else 15)
 
 
 def test_the_right_order(args):

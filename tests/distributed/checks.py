@@ -1,4 +1,4 @@
-"""Building blocks and checks of the cases on several ranks."""
+"""Building blocks and checks of the tests on several ranks."""
 
 import math
 
@@ -12,10 +12,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 import robo_orchard_fasthooks as ours
-from distributed.ranks import check
 
 NAN, INF = math.nan, math.inf
-# All norms of the cases lie between the two.
+# All norms of the tests lie between the two.
 CLIPS, CLIPS_NOT = 1e-3, 1e9
 
 
@@ -53,52 +52,40 @@ def same(first, second):
     )
 
 
-def check_same(what, found, expected):
-    check(len(found) == len(expected), what, "too many or too few")
-    pairs = enumerate(zip(found, expected, strict=False))
-    wrong = [index for index, pair in pairs if not same(*pair)]
-    check(not wrong, what, wrong)
+def assert_same(found, expected):
+    pairs = enumerate(zip(found, expected, strict=True))
+    assert [index for index, pair in pairs if not same(*pair)] == []
 
 
-def check_close(what, found, expected):
-    """Compares within what the order of a sum may change in float32."""
+def assert_close(found, expected):
+    """Equal within what the order of a sum may change in float32."""
     found, expected = (
         torch.as_tensor(value).detach().double() for value in (found, expected)
     )
-    close = torch.isclose(found, expected, 1e-5, 1e-8, equal_nan=True)
-    check(close.all(), what, found[~close], "for", expected[~close])
+    torch.testing.assert_close(
+        found, expected, rtol=1e-5, atol=1e-8, equal_nan=True
+    )
 
 
-def check_total(total, expected):
+def assert_total(total, expected):
     """Compares a total with torch's, and with those of the other ranks."""
     total, expected = full(total), full(expected)
-    check(type(total) is torch.Tensor, "total:", type(total))
-    check(same(total, expected), "total:", total, "for", expected)
+    assert type(total) is torch.Tensor
+    assert same(total, expected), (total, expected)
     totals = from_all(total)
-    check(all(same(total, each) for each in totals), "of ranks:", totals)
+    assert all(same(total, each) for each in totals), totals
 
 
-def check_clipped(total, params, before, expected):
+def assert_clipped(total, params, before, expected):
     """Compares with a known norm, and with the other rank."""
     totals = from_all(full(total))
-    check(same(*totals) and None not in totals, "totals of ranks:", totals)
-    if total is not None:
-        check_close("total", full(total), expected)
+    assert same(*totals), totals
+    assert_close(full(total), expected)
     coefficient = CLIPS / (expected + 1e-6)
-    for index, (param, old) in enumerate(zip(params, before, strict=True)):
-        check((param.grad is None) == (old.grad is None), "None or not", index)
+    for param, old in zip(params, before, strict=True):
+        assert (param.grad is None) == (old.grad is None)
         if old.grad is not None:
-            scaled = local(old.grad) * coefficient
-            check_close(f"gradient {index}", local(param.grad), scaled)
-
-
-def raised(run, error=RuntimeError):
-    """The message of the error that `run` raises; "" without one."""
-    try:
-        run()
-    except error as caught:
-        return str(caught)
-    return ""
+            assert_close(local(param.grad), local(old.grad) * coefficient)
 
 
 def randn(shape, dtype=torch.float32, seed=0):
@@ -164,7 +151,7 @@ def make_accelerator(cls=Accelerator, **settings):
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     accelerator = cls(cpu=True, **settings)
-    check(accelerator.num_processes == 2, "not two processes")
+    assert accelerator.num_processes == 2
     return accelerator
 
 

@@ -34,7 +34,6 @@ for number, path in enumerate(case["streams"]):
     os.dup2(os.open(path, os.O_RDWR), number)
 sys.stdin = open(0)
 os.chdir(case["cwd"])
-if not sys.flags.safe_path:
-    sys.path[0] = os.getcwd()
+sys.path[0] = os.getcwd()
 sys.argv = ["-m", *case["args"]]
 runpy._run_module_as_main("robo_orchard_fasthooks")

@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -145,11 +145,11 @@ def by_python(folder: Path, *command: str) -> Ended:
 class Forks:
     """Runs commands of robo_orchard_fasthooks, in forks of one process."""
 
-    def __init__(self, folder: Path, streams: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, streams: Path) -> None:
         self.folder = folder
         self.streams = [streams / name for name in ("in", "out", "err")]
         self.process = subprocess.Popen(
-            [sys.executable, *flags, FORKS],
+            [sys.executable, FORKS],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -170,21 +170,10 @@ class Forks:
 
 
 @pytest.fixture(scope="module")
-def make_forks(folder, tmp_path_factory):
-    with ExitStack() as stack:
-
-        def make(*flags: str) -> Forks:
-            streams = tmp_path_factory.mktemp("streams")
-            forks = Forks(folder, streams, *flags)
-            stack.enter_context(forks.process)  # Closes its input first.
-            return forks
-
-        yield make
-
-
-@pytest.fixture(scope="module")
-def forks(make_forks) -> Forks:
-    return make_forks()
+def forks(folder, tmp_path_factory) -> Iterator[Forks]:
+    forks = Forks(folder, tmp_path_factory.mktemp("streams"))
+    with forks.process:  # Closes its input first.
+        yield forks
 
 
 @pytest.mark.parametrize("args", SAME.values(), ids=SAME)
@@ -193,9 +182,9 @@ def test_run_does_as_python_does(args, folder, forks):
 
 
 @pytest.mark.parametrize("args", [["probe.py", "a"], ["-m", "pkg"]])
-def test_run_keeps_a_safe_path_as_python_does(args, folder, make_forks):
-    forks = make_forks("-P")
-    assert forks("run", *args) == by_python(folder, "-P", *args)
+def test_run_keeps_a_safe_path_as_python_does(args, folder):
+    run = "-P", "-m", "robo_orchard_fasthooks", "run"
+    assert by_python(folder, *run, *args) == by_python(folder, "-P", *args)
 
 
 @pytest.mark.parametrize("args", [["pools.py"], ["-m", "pkg.pools"]])

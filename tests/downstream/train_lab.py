@@ -34,8 +34,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from helpers import processes
 
-logger = logging.getLogger("train_lab")
-
 
 class Classify(SimpleBatchProcessor):
     def forward(self, model, batch):
@@ -46,11 +44,10 @@ class Classify(SimpleBatchProcessor):
 
 
 class Recorder(PipelineHooks):
-    """Keeps losses and gradient norms, and logs them."""
+    """Keeps losses and gradient norms."""
 
     def __init__(self, cfg: RecorderConfig) -> None:
         super().__init__()
-        self.every = cfg.every
         self.losses: list[float] = []
         self.norms: list[float] = []
         for channel, after in (
@@ -66,13 +63,10 @@ class Recorder(PipelineHooks):
 
     def end_step(self, args: PipelineHookArgs) -> None:
         self.losses.append(args.reduce_loss.item())
-        if args.global_step_id % self.every == 0:
-            logger.info("step %d loss %r", args.step_id, self.losses[-1])
 
 
 class RecorderConfig(PipelineHooksConfig[Recorder]):
     class_type: ClassType[Recorder] = Recorder
-    every: int = 4
 
 
 def main() -> None:
@@ -84,7 +78,7 @@ def main() -> None:
     logging.basicConfig(
         stream=sys.stdout,
         level=logging.INFO,
-        format="%(asctime)s %(name)s:%(lineno)d %(message)s",
+        format="%(name)s:%(lineno)d %(message)s",
     )
     set_seed(0)
     accelerator = Accelerator(

@@ -1,15 +1,12 @@
 """Programs that tests run in processes of their own."""
 
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed as dist
-from filelock import FileLock
 
 TESTS = str(Path(__file__).parents[1])
 TORCHRUN = (
@@ -59,17 +56,3 @@ def end_rank() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-def once(folder: Path, fill: Callable[[Path], object]) -> Path:
-    """Creates and fills a folder (in `shared`), in the first process there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            folder.mkdir()
-            try:
-                fill(folder)
-            except BaseException:
-                shutil.rmtree(folder)  # The next test reports the error, too.
-                raise
-    return folder

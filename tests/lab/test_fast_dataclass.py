@@ -276,13 +276,6 @@ def test_a_change_that_is_taken_back():
             cls.other = 1
 
 
-@pytest.mark.parametrize("function", ["enable", "disable"])
-def test_what_is_no_class_is_refused(function):
-    for given in (5, None):
-        with pytest.raises(TypeError, match="expected type"):
-            getattr(_fast_dataclass, function)(given)
-
-
 def test_classes_in_turn():
     first, second = fresh(), fresh()
     with enabled(first):

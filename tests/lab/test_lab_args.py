@@ -25,7 +25,6 @@ from helpers.lab import (
     python_frames,
     shown,
 )
-from robo_orchard_fasthooks import lab
 
 VALUE = Value()
 
@@ -162,12 +161,8 @@ def test_what_is_seen_of_the_class_stays(cls, get):
     assert_same_installed(lambda: get(cls))
 
 
+@pytest.mark.usefixtures("cls", "installed")
 class TestInstalled:
-    @pytest.fixture(autouse=True)
-    def installed(self, cls):
-        with lab.install():  # A warning would be an error.
-            yield
-
     def test_a_step_runs_no_python(self, cls):
         def step():
             args = cls(

@@ -73,7 +73,3 @@ class TestClipping:
             return self.gradients(hook, accelerator)
 
         assert_same_installed(call)
-
-    def test_needs_an_optimizer(self, accelerator, installed):
-        with pytest.raises(ValueError, match="have no optimizer"):
-            run(CONFIG(), Args(accelerator))

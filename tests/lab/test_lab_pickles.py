@@ -10,7 +10,8 @@ from helpers.lab import HookContext, PipelineHooks, train
 from robo_orchard_fasthooks import _dispatch, lab
 
 
-def pickled_hooks():
+def pickled_hooks(protocol=None):
+    """Pickles of hooks and of one of their channels."""
     hooks = PipelineHooks.from_hooks(
         [
             upstream.grad_clip.GradientClippingHookConfig(
@@ -20,56 +21,38 @@ def pickled_hooks():
         ]
     )
     hooks.register_hook("on_step", HookContext.from_callable("r", repr))
-    return hooks
+    channel = hooks.hooks["on_step"]
+    return [pickle.dumps(each, protocol) for each in (hooks, channel)]
 
 
 def state(channel):
-    return {
-        **vars(channel),
-        "_context_handlers": [
-            (type(each), each.name, type(each._before))
-            for each in channel._context_handlers
-        ],
-    }
+    handlers = channel._context_handlers
+    hooks = [(type(each), each.name, type(each._before)) for each in handlers]
+    return {**vars(channel), "_context_handlers": (type(handlers), hooks)}
 
 
-PROTOCOLS = (0, 2, pickle.HIGHEST_PROTOCOL)
+def loaded(pickles):
+    """Everything that the loaded hooks and the channel hold."""
+    hooks, channel = map(pickle.loads, pickles)
+    assert type(hooks) is PipelineHooks
+    channels = [*hooks.hooks.values(), channel]
+    assert {type(each) for each in channels} == {core.HookContextChannel}
+    return list(hooks.hooks), list(map(state, channels))
 
 
-class TestPickles:
-    @pytest.mark.parametrize("protocol", PROTOCOLS)
-    def test_load_as_what_upstream_s_load_as(self, protocol):
-        loaded = []
-        for install in (False, True):
-            if install:
-                lab.install()
-            hooks = pickled_hooks()
-            data = [
-                pickle.dumps(each, protocol)
-                for each in (hooks, hooks.hooks["on_step"])
-            ]
-            if install:
-                lab.uninstall()
-            assert not any(b"fasthooks" in each for each in data)
-            hooks, channel = map(pickle.loads, data)
-            assert type(hooks) is PipelineHooks
-            for each in (*hooks.hooks.values(), channel):
-                assert type(each) is core.HookContextChannel
-            loaded.append(
-                (
-                    list(hooks.hooks),
-                    *map(state, hooks.hooks.values()),
-                    state(channel),
-                    type(channel._context_handlers),
-                )
-            )
-        assert loaded[0] == loaded[1]
+@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
+def test_they_load_as_what_upstream_s_load_as(protocol):
+    with lab.install():
+        pickles = pickled_hooks(protocol)
+    assert not any(b"fasthooks" in each for each in pickles)
+    assert loaded(pickles) == loaded(pickled_hooks(protocol))
 
-    def test_made_without_load_with_install_on(self):
-        data = pickle.dumps(pickled_hooks())
-        with lab.install():
-            hooks = pickle.loads(data)
-            merged = PipelineHooks.from_hooks([hooks])
-            assert type(merged.hooks["on_step"]) is _dispatch.LabChannel
-            for each in (hooks, merged):
-                assert train(each) == pytest.approx([-0.6, -0.8])
+
+def test_made_without_they_load_with_install_on():
+    data, _ = pickled_hooks()
+    with lab.install():
+        hooks = pickle.loads(data)
+        merged = PipelineHooks.from_hooks([hooks])
+        assert type(merged.hooks["on_step"]) is _dispatch.LabChannel
+        for each in (hooks, merged):
+            assert train(each) == pytest.approx([-0.6, -0.8])

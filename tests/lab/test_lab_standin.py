@@ -5,6 +5,7 @@ Where a call is compared, the oracle is the stand-in without install.
 
 import itertools
 import math
+import re
 import sys
 import warnings
 from functools import partial
@@ -17,9 +18,8 @@ import torch
 from accelerate import Accelerator, DistributedType
 from robo_orchard_core.utils.hook import HookContext
 
-import robo_orchard_fasthooks
 import standin
-import upstream
+from helpers.lab import assert_same_installed, outcome, run
 from robo_orchard_fasthooks import _dispatch, lab
 
 FUNCTION = "_clip_optimizer_gradients"
@@ -50,22 +50,6 @@ STEPS, MICRO_STEPS = 3, 2
 def theirs():
     with standin.imported() as library:
         yield library
-        installed = lab.status().installed
-        lab.uninstall()  # That other tests do not fail too.
-        assert not installed
-    assert sys.modules[standin.MIXIN] is upstream.mixin
-
-
-@pytest.fixture
-def ours():
-    return robo_orchard_fasthooks
-
-
-def same_installed(call):
-    off = call()
-    with lab.install():
-        assert call() == off
-    return off
 
 
 def without_warnings(make, *args, **kwargs):
@@ -79,16 +63,9 @@ def watching(theirs, log):
     """Hooks before and after each channel, which note all that they see."""
 
     def note(event, args):
-        seen = {}
-        for name, value in vars(args).items():
-            if name in ("batch", "model_outputs"):
-                value = value is not None
-            elif name in ("micro_step", "exception"):
-                value = repr(value)
-            elif not isinstance(value, int | None):
-                value = type(value).__name__
-            seen[name] = value
-        log.append((event, seen))
+        seen = vars(args).items()
+        shown = {n: re.sub(" at 0x.*", "", repr(value)) for n, value in seen}
+        log.append((event, shown))
 
     hooks = theirs.PipelineHooks()
     for name in hooks.hooks:
@@ -163,17 +140,13 @@ class TestInstall:
 
     def test_names_a_trainer_that_is_missing_in_one_warning(self, monkeypatch):
         monkeypatch.setitem(sys.modules, standin.TRAINER, None)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        match = f"{standin.TRAINER}.{FUNCTION}: there is no"
+        with pytest.warns(UserWarning, match=match) as caught:
             with lab.install():
                 names = lab.status().names
         for name in REPLACED[-3:]:
             assert names[name] == "original: there is no such module"
-        (warning,) = caught
-        assert f"{standin.TRAINER}.{FUNCTION}: there is no" in str(
-            warning.message
-        )
-        assert warning.filename == __file__
+        assert [each.filename for each in caught] == [__file__]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +220,7 @@ class TestTrainer:
         assert clipped == expected
 
     def test_gives_the_same_without_clipping(self, theirs, ours):
-        log, params = same_installed(lambda: program(theirs))
+        log, params = assert_same_installed(lambda: program(theirs))
         clipped = program(theirs, **clipped_by("grad_clip", theirs, NORM))[1]
         assert log and params != clipped
         with lab.install():
@@ -290,7 +263,7 @@ class TestTrainer:
                 program(theirs, hooks=given)
             return str(raised.value).partition(" but got")[0]
 
-        assert same_installed(call).startswith("Expected PipelineHooks")
+        assert assert_same_installed(call).startswith("Expected PipelineHooks")
 
 
 def config(library):
@@ -359,7 +332,9 @@ class TestSplitting:
 class TestException:
     def test_of_a_failing_body_is_seen_and_stays(self, theirs):
         clipping = clipped_by("grad_clip", theirs, NORM)
-        log, _ = same_installed(lambda: program(theirs, fail_at=3, **clipping))
+        log, _ = assert_same_installed(
+            lambda: program(theirs, fail_at=3, **clipping)
+        )
         assert log[-1] is ZeroDivisionError
         failed = [
             event
@@ -386,8 +361,7 @@ class TestException:
                 ),
             )
             with pytest.raises(ZeroDivisionError):
-                with hooks.begin("on_step", args):
-                    pass
+                run(hooks, args)
             return seen
 
         assert call() == [type(None)]
@@ -413,13 +387,8 @@ class TestTheirHooks:
             SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
         )
 
-        def call():
-            with pytest.raises(RuntimeError, match="DeepSpeed is act") as got:
-                with hook(theirs).begin("on_step", args):
-                    pass
-            return str(got.value)
-
-        same_installed(call)
+        off = assert_same_installed(lambda: run(hook(theirs), args))
+        assert off[0] is RuntimeError and "DeepSpeed is act" in off[1]
 
     @pytest.mark.parametrize(
         "updates", [{"exception": KeyError()}, {"optimizer": None}]
@@ -432,11 +401,7 @@ class TestTheirHooks:
                 Accelerator(cpu=True),
                 **{"optimizer": torch.optim.SGD([param], lr=1), **updates},
             )
-            try:
-                with hook(theirs).begin("on_step", args):
-                    pass
-            except ValueError as error:
-                return str(error), param.grad.tolist()
-            return param.grad.tolist()
+            found = outcome(lambda: run(hook(theirs), args))
+            return found, param.grad.tolist()
 
-        same_installed(call)
+        assert_same_installed(call)

@@ -91,7 +91,8 @@ class Gradients:
             from robo_orchard_fasthooks._clipping.mesh import MeshGroups
 
             self._meshes = MeshGroups()
-        return self._meshes.groups(params, _aligned(params, grads))
+        all_here = len(grads) == len(params)
+        return self._meshes.groups(params, _aligned(params, grads), all_here)
 
     def is_collective(self, params: list[Tensor]) -> bool:
         """Whether other ranks may have gradients that this one lacks."""

@@ -53,7 +53,10 @@ class MeshGroups:
         self._local = local.LocalGradients()
 
     def groups(
-        self, params: list[Tensor], grads: Sequence[Tensor | None]
+        self,
+        params: list[Tensor],
+        grads: Sequence[Tensor | None],
+        all_here: bool,
     ) -> list[Group | TorchGroup]:
         """Groups the gradients of parameters; None where there is none."""
         shown = [
@@ -62,8 +65,10 @@ class MeshGroups:
         ]
         # FSDP2 gives the gradients of a parameter one spec, step after step.
         specs = [getattr(tensor, "_spec", _PLAIN) for tensor in shown]
-        if len(specs) != len(self._specs) or not all(
-            map(is_, specs, [spec() for spec in self._specs])
+        if (
+            not all_here  # The `grad_dtype` of a parameter may have changed.
+            or len(specs) != len(self._specs)
+            or not all(map(is_, specs, [spec() for spec in self._specs]))
         ):
             self._plan(shown)
             self._specs = [

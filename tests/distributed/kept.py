@@ -2,10 +2,10 @@
 
 import gc
 import weakref
-from datetime import timedelta
 from types import FunctionType, ModuleType
 from unittest import mock
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -21,7 +21,7 @@ from torch.distributed.tensor import (
 from distributed.checks import (
     CLIPS,
     INF,
-    check_close,
+    assert_close,
     full,
     local,
     mesh_of,
@@ -30,16 +30,14 @@ from distributed.checks import (
     run_hook,
     true_norm,
 )
-from distributed.placed import WAYS, check_clips, clip, placed
-from distributed.ranks import Cases, check
+from distributed.placed import IN_EVERY_WAY, assert_clips, clip, placed
+from distributed.ranks import TIMEOUT
 from robo_orchard_fasthooks._clipping.local import LocalPlan
 from robo_orchard_fasthooks._clipping.mesh import MeshGroups
 
-CASES = Cases(__file__)
 
-
-@CASES(way=WAYS)
-def other_gradients_of_as_many(way):
+@IN_EVERY_WAY
+def test_other_gradients_of_as_many(way):
     """What was planned for some is not used for others."""
     meshes = mesh_of(2), mesh_of(2, names="b"), mesh_of(1, 2)
     for seed, (mesh, placement) in enumerate(
@@ -59,22 +57,22 @@ def other_gradients_of_as_many(way):
             placed(placement, mesh, seed=seed, dtype=dtype),
             placed(Shard(0), meshes[0], seed=seed + 1),
         ]
-        check_clips(way, params, CLIPS)
+        assert_clips(way, params, CLIPS)
 
 
-@CASES(way=WAYS)
-def a_plain_gradient_where_a_dtensor_was(way):
+@IN_EVERY_WAY
+def test_a_plain_gradient_where_a_dtensor_was(way):
     """The spec of the DTensor is freed, and the plain gradient has none."""
     mesh = mesh_of(2)
     params = [placed(Shard(0), mesh, seed=seed) for seed in range(2)]
     clip(way, params, CLIPS)
     params[1] = placed(None, mesh, seed=2)
     gc.collect()
-    check_clips(way, params, CLIPS)
+    assert_clips(way, params, CLIPS)
 
 
-@CASES(way=["function", "halves"])
-def nothing_is_kept_alive(way):
+@pytest.mark.parametrize("way", ["function", "halves"])
+def test_nothing_is_kept_alive(way):
     """No tensor of the caller, and no process group by way of a mesh."""
     mesh = mesh_of(2)
     params = [placed(p, mesh) for p in (Shard(0), Partial(), None, Shard(1))]
@@ -84,9 +82,9 @@ def nothing_is_kept_alive(way):
         for each in gc.get_objects()
         if type(each) in (LocalPlan, MeshGroups)
     ]
-    check(plans, "no plan")
+    assert plans
     for each in reachable(plans):
-        check(not isinstance(each, (DeviceMesh, DTensor, nn.Parameter)), each)
+        assert not isinstance(each, (DeviceMesh, DTensor, nn.Parameter))
     found = [
         weakref.ref(each)
         for param in params
@@ -94,7 +92,7 @@ def nothing_is_kept_alive(way):
     ]
     del params
     gc.collect()
-    check(all(ref() is None for ref in found), "a tensor is kept alive")
+    assert all(ref() is None for ref in found)
 
 
 def reachable(start):
@@ -112,11 +110,12 @@ def reachable(start):
     return [*found.values()]
 
 
-# The last cases, since others need the first process group.
+# The last test, since others need the first process group.
 
 
-@CASES(way=WAYS, norm_type=[2.0, INF])
-def new_groups(way, norm_type):
+@IN_EVERY_WAY
+@pytest.mark.parametrize("norm_type", [2.0, INF])
+def test_new_groups(way, norm_type):
     """A new mesh equals the old one, and has other process groups."""
     params = [placed(Shard(0), mesh_of(2), seed=seed) for seed in range(3)]
     optimizer = torch.optim.SGD(params)
@@ -125,7 +124,7 @@ def new_groups(way, norm_type):
     for step in range(3):
         whole = [randn((4, 6), seed=10 * step + seed) for seed in range(3)]
         mesh = mesh_of(2)
-        check(mesh == old and mesh is not old, "no other mesh")
+        assert mesh == old and mesh is not old
         for param, grad in zip(params, whole, strict=True):
             param.grad = distribute_tensor(grad, mesh, [Shard(0)])
         with mock.patch.object(
@@ -136,33 +135,27 @@ def new_groups(way, norm_type):
                 total = hook.total_norm
             else:
                 total = full(clip(way, params, CLIPS, norm_type))
-        check_close("total", total, true_norm(whole, norm_type))
+        assert_close(total, true_norm(whole, norm_type))
         groups = [
             group
             for _, args, kwargs in all_reduce.mock_calls
             for group in (*args[2:], *kwargs.values())
         ]
-        check(len(groups) == 1, groups)
-        check(groups[0] is mesh.get_group(), step, "a destroyed group is used")
+        assert len(groups) == 1
+        assert groups[0] is mesh.get_group()
         renew()
 
 
 def renew():
     """Leaves the process group and makes another one."""
-    if not _stores:  # The first one serves those that follow.
-        _stores.append(dist.distributed_c10d._get_default_store())
-    _stores.append(dist.PrefixStore(f"again{len(_stores)}", _stores[0]))
+    store = dist.distributed_c10d._get_default_store()
     rank, size = dist.get_rank(), dist.get_world_size()
     dist.barrier()
     dist.destroy_process_group()
     dist.init_process_group(
         "gloo",
-        store=_stores[-1],
+        store=dist.PrefixStore("again", store),
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=20),
+        timeout=TIMEOUT,
     )
-
-
-_stores = []
-test_on_ranks = CASES.as_test()

@@ -1,32 +1,24 @@
 """DDP: the hook, against upstream's and against one process."""
 
-from types import SimpleNamespace
-
+import pytest
 import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
 import robo_orchard_fasthooks as ours
-import upstream
 from distributed.checks import (
     INF,
+    assert_close,
+    assert_same,
     backward,
     batch,
-    check_close,
-    check_same,
     from_all,
     make_accelerator,
     my_half,
     norm_hook,
     value_hook,
 )
-from distributed.ranks import Cases, check
-
-CASES = Cases(__file__)
-theirs = SimpleNamespace(
-    PipelineHookArgs=upstream.mixin.PipelineHookArgs,
-    GradientClippingHookConfig=upstream.grad_clip.GradientClippingHookConfig,
-)
+from helpers.implementations import UPSTREAM
 
 
 def small_model():
@@ -38,9 +30,9 @@ def small_model():
 def train(lib, hook, accumulate):
     """Takes three steps; returns the parameters and the hook's totals."""
     accelerator = make_accelerator(gradient_accumulation_steps=accumulate)
-    check(accelerator.distributed_type == DistributedType.MULTI_CPU, "not DDP")
+    assert accelerator.distributed_type == DistributedType.MULTI_CPU
     model, optimizer = accelerator.prepare(*small_model())
-    check(type(model) is nn.parallel.DistributedDataParallel, "no DDP model")
+    assert type(model) is nn.parallel.DistributedDataParallel
     parts = [each.chunk(accumulate) for each in my_half()]
     totals = []
     for inputs, targets in 3 * [*zip(*parts, strict=True)]:
@@ -59,17 +51,18 @@ NORM = norm_hook, nn.utils.clip_grad_norm_, 0.05
 VALUE = value_hook, nn.utils.clip_grad_value_, 0.02
 
 
-@CASES(clipping=[NORM, (*NORM, INF), VALUE], accumulate=[1, 2])
-def trained(clipping, accumulate):
+@pytest.mark.parametrize("clipping", [NORM, (*NORM, INF), VALUE])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_trained(clipping, accumulate):
     make, clip, *settings = clipping
     others = {"norm_type": INF} if INF in settings else {}
     upstreams, _ = train(
-        theirs, make(settings[0], theirs, **others), accumulate
+        UPSTREAM, make(settings[0], UPSTREAM, **others), accumulate
     )
     found, totals = train(ours, make(settings[0], **others), accumulate)
-    check_same("parameter as upstream", found, upstreams)
-    check_same("parameter on both ranks", *from_all(found))
-    check_same("total on both ranks", *from_all(totals))
+    assert_same(found, upstreams)
+    assert_same(*from_all(found))
+    assert_same(*from_all(totals))
     model, optimizer = small_model()
     shown = totals[accumulate - 1 :: accumulate]
     for total in shown:
@@ -77,13 +70,10 @@ def trained(clipping, accumulate):
         backward(model, batch())
         expected = clip(model.parameters(), *settings)
         optimizer.step()
-        check((total is None) == (expected is None), "total:", total)
+        assert (total is None) == (expected is None)
         if total is not None:
-            check_close("total as one process", total, expected)
+            assert_close(total, expected)
     for one, other in zip(found, model.parameters(), strict=True):
-        check_close("parameter as one process", one, other)
+        assert_close(one, other)
     if accumulate == 2:  # No new total while gradients accumulate.
-        check(totals[0] is None and totals[2] is totals[1], "clipped too soon")
-
-
-test_on_ranks = CASES.as_test()
+        assert totals[0] is None and totals[2] is totals[1]

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -13,10 +14,10 @@ from distributed.checks import (
     CLIPS_NOT,
     INF,
     NAN,
-    check_clipped,
-    check_close,
-    check_same,
-    check_total,
+    assert_clipped,
+    assert_close,
+    assert_same,
+    assert_total,
     copies,
     from_all,
     full,
@@ -26,21 +27,15 @@ from distributed.checks import (
     norm_hook,
     norm_of_parts,
     params_of,
-    raised,
     randn,
     run_hook,
     same,
-    value_hook,
 )
-from distributed.ranks import Cases, check
-from robo_orchard_fasthooks.clip import clip_grad_norm_, clip_grad_value_
+from distributed.placed import IN_EVERY_WAY, clip, clip_values
+from robo_orchard_fasthooks.clip import clip_grad_norm_
 
-CASES = Cases(__file__)
+NORM_TYPES = [INF, -INF, 0.0, 0.5, 1.0, 2.0, 3.0]
 EVEN = nn.Linear(4, 6), nn.Linear(6, 2)
-# None: any dtype, so that of the parameter is expected.
-GRAD_DTYPES = (
-    [torch.float32, None] if hasattr(torch.Tensor, "grad_dtype") else []
-)
 # One row for two ranks: rank 1 has an empty part of the last two parameters.
 UNEVEN = nn.Linear(4, 5), nn.Linear(5, 1)
 
@@ -53,7 +48,7 @@ def sharded_model(layers=UNEVEN, dtype=torch.float32):
     for module in (*model, model):
         fully_shard(module, mesh=mesh)
     empty = [local(param).numel() == 0 for param in model.parameters()]
-    check(any(empty) == (layers is UNEVEN and dist.get_rank() == 1), "empty")
+    assert any(empty) == (layers is UNEVEN and dist.get_rank() == 1)
     return model
 
 
@@ -78,18 +73,17 @@ def with_grads(layers=UNEVEN, dtype=torch.float32, poison=None, rank=0):
     return params, whole
 
 
-def clip_by(by_hook, params, norm_type=2.0, **settings):
-    """Clips by the hook or by the function; returns the norm."""
-    if not by_hook:
-        return clip_grad_norm_(params, CLIPS, norm_type, **settings)
-    hook = norm_hook(norm_type=norm_type, **settings)
-    run_hook(hook, params)
-    return hook.total_norm
-
-
-@CASES(layers=[EVEN, UNEVEN], norm_type=[INF, -INF, 0.0, 0.5, 1.0, 2.0, 3.0])
-@CASES(dtype=[torch.bfloat16, torch.float64], max_norm=[CLIPS, CLIPS_NOT])
-def norm(layers=UNEVEN, norm_type=2.0, dtype=torch.float32, max_norm=CLIPS):
+@pytest.mark.parametrize("layers", [EVEN, UNEVEN])
+@pytest.mark.parametrize(
+    ("norm_type", "dtype", "max_norm"),
+    [
+        *((each, torch.float32, CLIPS) for each in NORM_TYPES),
+        (2.0, torch.bfloat16, CLIPS),
+        (2.0, torch.bfloat16, CLIPS_NOT),
+        (2.0, torch.float64, CLIPS_NOT),
+    ],
+)
+def test_norm(layers, norm_type, dtype, max_norm):
     params, whole = with_grads(layers, dtype)
     # torch raises for the inf-norm of an empty part, and the other rank hangs.
     if layers is UNEVEN and abs(norm_type) == INF:
@@ -98,88 +92,56 @@ def norm(layers=UNEVEN, norm_type=2.0, dtype=torch.float32, max_norm=CLIPS):
         oracle = copies(params)
     expected = nn.utils.clip_grad_norm_(oracle, max_norm, norm_type)
     total = clip_grad_norm_(params, max_norm, norm_type)
-    check(isinstance(total, DTensor), "total:", type(total))
-    check_total(total, expected)
+    assert isinstance(total, DTensor)
+    assert_total(total, expected)
     found = [full(grad) for grad in grads(params)]
-    check_same("gradient", found, [full(grad) for grad in grads(oracle)])
-    kept = max_norm == CLIPS_NOT
-    check(same(found[0], whole[0]) == kept, "clipped or not")
+    assert_same(found, [full(grad) for grad in grads(oracle)])
+    assert same(found[0], whole[0]) == (max_norm == CLIPS_NOT)
 
 
-@CASES(norm_type=[INF, 1.5, 2, 3])
-def many(norm_type):
-    """So many of one shape that their norms are reduced as a vector.
-
-    The powers of a vector differ in the last bits from those of scalars.
-    """
-    mesh, whole = mesh_of(2), randn((100, 4, 3))
-    params, oracle = (
-        params_of(
-            DTensor.from_local(part, mesh, [Shard(0)])
-            for part in whole.chunk(2, dim=1)[dist.get_rank()]
-        )
-        for _ in range(2)
-    )
-    expected = nn.utils.clip_grad_norm_(oracle, CLIPS, norm_type)
-    check_total(clip_grad_norm_(params, CLIPS, norm_type), expected)
-    check_same("gradient", grads(params), grads(oracle))
-
-
-@CASES(foreach=[False, True])
-def by_keyword(foreach):
-    params, _ = with_grads()
-    oracle = copies(params)
-    expected = nn.utils.clip_grad_norm_(oracle, CLIPS, foreach=False)
-    check_total(clip_grad_norm_(params, CLIPS, foreach=foreach), expected)
-    check_same("gradient", grads(params), grads(oracle))
-
-
-@CASES(poison=[NAN, INF], rank=[0, 1], norm_type=[INF, 2, -INF])
-def nonfinite(poison, rank, norm_type):
+@pytest.mark.parametrize("poison", [NAN, INF])
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("norm_type", [INF, 2, -INF])
+def test_nonfinite(poison, rank, norm_type):
     params, whole = with_grads(poison=poison, rank=rank)
     oracle = params_of(whole)
     expected = nn.utils.clip_grad_norm_(oracle, CLIPS, norm_type)
     total = full(clip_grad_norm_(params, CLIPS, norm_type))
-    check_close("total", total, expected)
-    check_same("total on both ranks", from_all(total), [total] * 2)
+    assert_close(total, expected)
+    assert_same(from_all(total), [total] * 2)
     # The smallest element may be finite.
     if not expected.isfinite():
         found = [full(grad) for grad in grads(params)]
-        check_same("gradient", found, grads(oracle))
+        assert_same(found, grads(oracle))
 
 
-@CASES(poison=[NAN, None], by_hook=[False, True])
-def error_if_nonfinite(poison, by_hook):
-    params, _ = with_grads(poison=poison, rank=1)
-    oracle = copies(params)
-    if poison is None:
-        nn.utils.clip_grad_norm_(oracle, CLIPS)
-    said = raised(lambda: clip_by(by_hook, params, error_if_nonfinite=True))
-    check(("finite" in said) == (poison is not None), "raised:", said)
-    check_same("gradient", grads(params), grads(oracle))
+@IN_EVERY_WAY
+def test_error_if_nonfinite(way):
+    """On the rank whose part is finite, too."""
+    params, _ = with_grads(poison=NAN, rank=1)
+    before = copies(params)
+    with pytest.raises(RuntimeError, match="finite"):
+        clip(way, params, CLIPS, error_if_nonfinite=True)
+    assert_same(grads(params), grads(before))
 
 
-@CASES(rank=[None, 0, 1], by_hook=[False, True])
-def value(rank, by_hook):
+@pytest.mark.parametrize("way", ["hook", "function"])
+@pytest.mark.parametrize("rank", [None, 0, 1])
+def test_value(rank, way):
     """One parameter has no gradient; on one rank, no parameter has one."""
     params, whole = with_grads(poison=NAN)
     clamped = copies(params)
     give(clamped, [grad.clamp(-0.5, 0.5) for grad in whole])
     for index in range(4) if rank == dist.get_rank() else [2]:
         params[index].grad = clamped[index].grad = None
-    if by_hook:
-        run_hook(value_hook(), params)
-    else:
-        clip_grad_value_(params, 0.5)
-    check_same("gradient", grads(params), grads(clamped))
+    clip_values(way, params, 0.5)
+    assert_same(grads(params), grads(clamped))
 
 
-@CASES(
-    rank=[0, 1],
-    missing=[(0,), (1, 2), (0, 1, 2, 3)],
-    norm_type=[INF, 2, -INF],
-)
-def missing_on_one_rank(rank, missing, norm_type):
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("missing", [(0,), (1, 2), (0, 1, 2, 3)])
+@pytest.mark.parametrize("norm_type", [INF, 2, -INF])
+def test_missing_on_one_rank(rank, missing, norm_type):
     """A rank without gradients takes part: otherwise the other one hangs."""
     params, _ = with_grads(EVEN)
     if dist.get_rank() == rank:
@@ -187,13 +149,20 @@ def missing_on_one_rank(rank, missing, norm_type):
             params[index].grad = None
     before, expected = copies(params), norm_of_parts(params, norm_type)
     total = clip_grad_norm_(params, CLIPS, norm_type)
-    check_clipped(total, params, before, expected)
+    assert_clipped(total, params, before, expected)
 
 
-@CASES(
-    grad_dtype=GRAD_DTYPES, missing=[(1,), (0, 1, 2, 3)], norm_type=[INF, 2.0]
+needs_grad_dtype = pytest.mark.skipif(
+    not hasattr(torch.Tensor, "grad_dtype"), reason="newer than this torch"
 )
-def missing_of_another_dtype(grad_dtype, missing, norm_type):
+
+
+@needs_grad_dtype
+@pytest.mark.parametrize("missing", [(1,), (0, 1, 2, 3)])
+@pytest.mark.parametrize("norm_type", [INF, 2.0])
+# None: any dtype, so that of the parameter is expected.
+@pytest.mark.parametrize("grad_dtype", [torch.float32, None])
+def test_missing_of_another_dtype(grad_dtype, missing, norm_type):
     """A rank knows of the dtypes of gradients that it lacks."""
     params = list(sharded_model(EVEN, torch.bfloat16).parameters())
     for param in params:
@@ -205,19 +174,32 @@ def missing_of_another_dtype(grad_dtype, missing, norm_type):
     before = [None if g is None else local(g).clone() for g in grads(params)]
     expected = norm_of_parts(params, norm_type)
     total = full(clip_grad_norm_(params, CLIPS, norm_type))
-    check(all(same(total, each) for each in from_all(total)), "total", total)
-    check(total.dtype == dtype, "dtype of the total:", total.dtype)
+    assert all(same(total, each) for each in from_all(total))
+    assert total.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
-    check(abs(total / expected - 1) < tolerance, total, "for", expected)
+    assert abs(total / expected - 1) < tolerance
     for param, old in zip(params, before, strict=True):
         if old is not None:
             scaled = old * (CLIPS / expected.to(dtype))
-            good = local(param.grad).allclose(scaled, tolerance)
-            check(good, "gradient", param.grad, scaled)
+            assert local(param.grad).allclose(scaled, tolerance)
 
 
-@CASES(norm_type=[INF, 2, -INF])
-def changing(norm_type):
+@needs_grad_dtype
+def test_a_dtype_that_is_set_between_calls():
+    """While a rank that has no gradients shows the same parameters."""
+    params = list(sharded_model(EVEN, torch.bfloat16).parameters())
+    for dtype in (torch.bfloat16, torch.float32):
+        for param in params:
+            param.grad = None
+            param.grad_dtype = dtype
+        give(params, [randn(param.shape, dtype) for param in params])
+        for param in params if dist.get_rank() == 1 else ():
+            param.grad = None
+        assert full(clip_grad_norm_(params, CLIPS)).dtype == dtype
+
+
+@pytest.mark.parametrize("norm_type", [INF, 2, -INF])
+def test_changing(norm_type):
     """The optimizer's parameters and gradients change from step to step."""
     (*held, late), whole = with_grads(EVEN)
     optimizer, hook = torch.optim.SGD(held), norm_hook(norm_type=norm_type)
@@ -238,19 +220,25 @@ def changing(norm_type):
         before = copies(clipped)
         expected = norm_of_parts(clipped, norm_type)
         run_hook(hook, optimizer)
-        check_clipped(hook.total_norm, clipped, before, expected)
+        assert_clipped(hook.total_norm, clipped, before, expected)
 
 
-@CASES(norm_type=[1, 2], missing=[1, 33])
-def missing_everywhere(norm_type, missing):
-    """Parameters without gradients do not change the last bits of the norm.
+@pytest.mark.parametrize("norm_type", [INF, 1, 1.5, 2, 3])
+@pytest.mark.parametrize(
+    ("missing", "dtype"),
+    # In fp64, because sums of fp32 are accumulated in fp64.
+    [(0, torch.float32), (1, torch.float64), (33, torch.float64)],
+)
+def test_many(norm_type, missing, dtype):
+    """So many of one shape that their norms are reduced as a vector.
 
-    In fp64, because sums of fp32 are accumulated in fp64.
+    The powers of a vector differ in the last bits from those of scalars, and
+    parameters without gradients must not change them.
     """
     mesh = mesh_of(2)
     params, oracle = (
         params_of(
-            distribute_tensor(randn((6,), torch.float64, at), mesh, [Shard(0)])
+            distribute_tensor(randn((6,), dtype, at), mesh, [Shard(0)])
             for at in range(100)
         )
         for _ in range(2)
@@ -258,12 +246,12 @@ def missing_everywhere(norm_type, missing):
     for param in (*params[::3][:missing], *oracle[::3][:missing]):
         param.grad = None
     expected = nn.utils.clip_grad_norm_(oracle, CLIPS, norm_type)
-    check_total(clip_grad_norm_(params, CLIPS, norm_type), expected)
-    check_same("gradient", grads(params), grads(oracle))
+    assert_total(clip_grad_norm_(params, CLIPS, norm_type), expected)
+    assert_same(grads(params), grads(oracle))
 
 
-@CASES(late=[False, True])
-def without_gradients(late):
+@pytest.mark.parametrize("late", [False, True])
+def test_without_gradients(late):
     """A plain parameter beside them has a gradient, or has none either."""
     params, _ = with_grads()
     plain = nn.Parameter(torch.zeros(2))
@@ -272,21 +260,18 @@ def without_gradients(late):
     for param in params:
         param.grad = None
     total = clip_grad_norm_([*params, plain], 1.0)
-    check(type(total) is torch.Tensor, "total:", type(total))
-    check_close("total", total, 5.0 if late else 0.0)
+    assert type(total) is torch.Tensor
+    assert_close(total, 5.0 if late else 0.0)
 
 
-@CASES(by_hook=[False, True])
-def model_to(by_hook):
+@IN_EVERY_WAY
+def test_model_to(way):
     """`to` swaps such parameters, which fails while weak references exist."""
     model = sharded_model()
     params = list(model.parameters())
     give(params, [randn(param.shape) for param in params])
-    clip_by(by_hook, params)
+    clip(way, params, CLIPS)
     for param in params:
         param.grad = None
     model.to(torch.bfloat16)
-    check(all(p.dtype == torch.bfloat16 for p in model.parameters()), "dtype")
-
-
-test_on_ranks = CASES.as_test()
+    assert all(p.dtype == torch.bfloat16 for p in model.parameters())

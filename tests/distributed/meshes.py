@@ -4,8 +4,10 @@ import itertools
 import sys
 from unittest import mock
 
+import pytest
 import torch
 from torch import nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import (
     DTensor,
     Replicate,
@@ -18,8 +20,8 @@ from distributed.checks import (
     CLIPS_NOT,
     INF,
     StandIn,
-    check_same,
-    check_total,
+    assert_same,
+    assert_total,
     full,
     grads,
     local,
@@ -29,12 +31,9 @@ from distributed.checks import (
     params_of,
     randn,
     run_hook,
-    value_hook,
 )
-from distributed.ranks import Cases, check
 from robo_orchard_fasthooks.clip import clip_grad_norm_
 
-CASES = Cases(__file__)
 SHARD, OTHER_SHARD, WHOLE = Shard(0), Shard(1), Replicate()
 NORM_TYPES = [INF, -INF, 0.0, 2.0, 3.0]
 
@@ -76,32 +75,34 @@ def meshes_and_plain_in_turn(dtype):
     return [param for each in zip(*kinds, strict=True) for param in each]
 
 
-MIXTURES = [
-    plain_beside_sharded,
-    two_meshes_of_one_shape,
-    meshes_and_plain_in_turn,
-]
-
-
-@CASES(make=MIXTURES, norm_type=NORM_TYPES)
-@CASES(make=MIXTURES, dtype=[torch.bfloat16], max_norm=[CLIPS_NOT])
-def as_accelerate(make, norm_type=2.0, max_norm=CLIPS, dtype=torch.float32):
+@pytest.mark.parametrize(
+    "make",
+    [plain_beside_sharded, two_meshes_of_one_shape, meshes_and_plain_in_turn],
+)
+@pytest.mark.parametrize(
+    ("norm_type", "max_norm", "dtype"),
+    [
+        *((each, CLIPS, torch.float32) for each in NORM_TYPES),
+        (2.0, CLIPS_NOT, torch.bfloat16),
+    ],
+)
+def test_as_accelerate(make, norm_type, max_norm, dtype):
     accelerator = make_accelerator(StandIn)
     params, hooked, oracle = (make(dtype) for _ in range(3))
     expected = accelerator._clip_grad_norm_dtensor_aware(
         oracle, max_norm, norm_type
     )
     total = clip_grad_norm_(params, max_norm, norm_type)
-    check(type(total) is torch.Tensor, "total:", type(total))
+    assert type(total) is torch.Tensor
     hook = norm_hook(max_norm, norm_type=norm_type)
     run_hook(hook, hooked, accelerator)
     for found, clipped in ((total, params), (hook.total_norm, hooked)):
-        check_total(found, expected)
-        check_same("gradient", grads(clipped), grads(oracle))
+        assert_total(found, expected)
+        assert_same(grads(clipped), grads(oracle))
 
 
-@CASES(name=["get_total_norm", "clip_grads_with_norm_"])
-def replaced(name):
+@pytest.mark.parametrize("name", ["get_total_norm", "clip_grads_with_norm_"])
+def test_replaced(name):
     """A function that accelerate calls by name, and a program has replaced."""
     original = getattr(nn.utils, name)
 
@@ -118,29 +119,23 @@ def replaced(name):
         expected = accelerator.clip_grad_norm_(oracle, CLIPS)
         hook = norm_hook()
         run_hook(hook, params, accelerator)
-    check_total(hook.total_norm, expected)
-    check_same("gradient", grads(params), grads(oracle))
+    assert_total(hook.total_norm, expected)
+    assert_same(grads(params), grads(oracle))
 
 
-@CASES(make=MIXTURES)
-def by_value(make):
-    params = make(torch.float32)
-    expected = [full(grad).clamp(-0.5, 0.5) for grad in grads(params)]
-    run_hook(value_hook(), params)
-    check_same("gradient", [full(grad) for grad in grads(params)], expected)
-
-
-def check_as_torch(make, norm_type, max_norm=CLIPS):
+def assert_as_torch(make, norm_type, max_norm=CLIPS):
     params, oracle = make(), make()
     expected = nn.utils.clip_grad_norm_(oracle, max_norm, norm_type)
     total = clip_grad_norm_(params, max_norm, norm_type)
-    check(isinstance(total, DTensor), "total:", type(total))
-    check_total(total, expected)
-    check_same("gradient", grads(params), grads(oracle))
+    assert isinstance(total, DTensor)
+    assert_total(total, expected)
+    assert_same(grads(params), grads(oracle))
 
 
-@CASES(
-    layout=[
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+@pytest.mark.parametrize(
+    "layout",
+    [
         ((2,), [OTHER_SHARD]),
         ((2,), [WHOLE]),
         ((1, 2), [WHOLE, SHARD]),
@@ -152,17 +147,17 @@ def check_as_torch(make, norm_type, max_norm=CLIPS):
         ((1, 2), [WHOLE, OTHER_SHARD], [WHOLE, WHOLE], [SHARD, WHOLE]),
         ((2, 1), [WHOLE, OTHER_SHARD], [WHOLE, WHOLE], [SHARD, WHOLE]),
     ],
-    norm_type=NORM_TYPES,
 )
-def one_mesh(layout, norm_type):
+def test_one_mesh(layout, norm_type):
     shape, *placements = layout
-    check_as_torch(
+    assert_as_torch(
         lambda: three_sharded(mesh_of(*shape), *placements), norm_type
     )
 
 
-@CASES(norm_type=[2.0, INF], max_norm=[CLIPS, CLIPS_NOT])
-def two_dtypes(norm_type, max_norm):
+@pytest.mark.parametrize("norm_type", [2.0, INF])
+@pytest.mark.parametrize("max_norm", [CLIPS, CLIPS_NOT])
+def test_two_dtypes(norm_type, max_norm):
     """That alternate; torch norms and scales dtype by dtype."""
 
     def make():
@@ -172,26 +167,24 @@ def two_dtypes(norm_type, max_norm):
         )
         return [param for each in zip(*kinds, strict=True) for param in each]
 
-    check_as_torch(make, norm_type, max_norm)
+    assert_as_torch(make, norm_type, max_norm)
 
 
-@CASES(norm_type=[2, INF])
-def gradients_on_their_way(norm_type):
+@pytest.mark.parametrize("norm_type", [2, INF])
+def test_gradients_on_their_way(norm_type):
     """Gradients whose last collective has not been waited for."""
     mesh = mesh_of(2)
     params, oracle = (three_sharded(mesh, [SHARD]) for _ in range(2))
     for param in (*params, *oracle):
         param.grad = param.grad.redistribute(mesh, [WHOLE], async_op=True)
-        local_type = type(local(param.grad)).__name__
-        check(local_type == "AsyncCollectiveTensor", local_type)
+        assert isinstance(local(param.grad), AsyncCollectiveTensor)
     expected = nn.utils.clip_grad_norm_(oracle, CLIPS, norm_type)
-    check_total(clip_grad_norm_(params, CLIPS, norm_type), expected)
+    assert_total(clip_grad_norm_(params, CLIPS, norm_type), expected)
     found, wanted = (map(full, grads(each)) for each in (params, oracle))
-    check_same("gradient", [*found], [*wanted])
+    assert_same([*found], [*wanted])
 
 
-@CASES()
-def calls_after_the_first():
+def test_calls_after_the_first():
     """What is planned for a list is kept, and found in fewer calls."""
     params = three_sharded(mesh_of(2), [SHARD], [WHOLE]) * 5
     counts = []
@@ -201,7 +194,4 @@ def calls_after_the_first():
         clip_grad_norm_(params, CLIPS)
         sys.setprofile(None)
         counts.append(len(calls))
-    check(counts[0] > 1.5 * counts[1] and counts[1] == counts[2], counts)
-
-
-test_on_ranks = CASES.as_test()
+    assert counts[0] > 1.5 * counts[1] and counts[1] == counts[2]
