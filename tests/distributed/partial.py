@@ -187,7 +187,7 @@ def test_of_plain_parameters(way, placement):
 )
 def test_on_another_device(way, chosen):
     """Everything is left to torch; the CPU stands in for such a device."""
-    with mock.patch("robo_orchard_fasthooks._clipping.local.DEVICES", ()):
+    with mock.patch("robo_orchard_fasthooks._clipping.local.DEVICES", set()):
         assert_clips(way, several(*chosen), CLIPS)
 
 
