@@ -12,8 +12,6 @@ torch's foreach functions take the place of this package's norm, and the kernel
 is off.
 """
 
-from contextlib import nullcontext
-from types import SimpleNamespace
 from weakref import WeakSet
 
 import torch
@@ -101,9 +99,9 @@ class FakeGraphs:
             (replay, "_eligible", self._as_on_cuda),
             (replay.Tables, "usable", False),
             (LocalPlan, "norm", _norm),
-            (torch.cuda, "device", lambda device: nullcontext()),
+            (replay, "_current_stream", lambda index: self.stream),
+            (torch.cuda, "current_device", lambda: None),
             (torch.cuda, "is_current_stream_capturing", lambda: False),
-            (torch.cuda, "current_stream", self._current_stream),
         ]:
             monkeypatch.setattr(owner, name, value)
 
@@ -116,9 +114,6 @@ class FakeGraphs:
         finally:
             for plan in plans:
                 plan.device = torch.device("cpu")
-
-    def _current_stream(self, device):
-        return SimpleNamespace(cuda_stream=self.stream)
 
 
 def _norm(plan, grads, norm_type):

@@ -42,6 +42,11 @@ _REST = 1000
 _ARE_AT = "_tensors_data_ptrs_at_indices_equal"
 """A function of torch._C, of CUDA builds only."""
 
+# torch makes an object of a stream in 10 us, or 60 if the caches are cold.
+_current_stream: Any = getattr(
+    torch._C, "_cuda_getCurrentRawStream", torch.cuda.current_stream
+)
+
 _Prepare = Callable[[], tuple[Work, Tables]]
 
 
@@ -127,12 +132,15 @@ def _run(
     if replays.rest:
         replays.rest -= 1
         return False, None
-    with torch.cuda.device(group.plan.device):
-        # What is prepared on the host would not outlive a capture by somebody
-        # else.
-        if torch.cuda.is_current_stream_capturing():
-            return False, None
-        return replays(group, settings, prepare)
+    device = group.plan.device
+    if torch.cuda.current_device() != device.index:
+        with torch.cuda.device(device):
+            return _run(call, group, settings, prepare)
+    # What is prepared on the host would not outlive a capture by somebody
+    # else.
+    if torch.cuda.is_current_stream_capturing():
+        return False, None
+    return replays(group, settings, prepare)
 
 
 class _Entry:
@@ -183,10 +191,9 @@ class _Replays:
             return False, None
         try:
             grads = group.grads
-            stream: Any = torch.cuda.current_stream(group.plan.device)
             key = (
                 settings,
-                stream.cuda_stream,
+                _current_stream(group.plan.device.index),
                 torch.is_autocast_enabled("cuda"),
                 group.plan,  # For the same types, dtypes and layouts.
                 # So that addresses which never repeat cost next to nothing.
