@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,21 +27,26 @@ if TYPE_CHECKING:
     from robo_orchard_fasthooks._clipping.mesh import MeshGroups
 
 
-class Call(NamedTuple):
-    """The gradients that one call clips."""
+@dataclass(eq=False)
+class Call:
+    """The gradients that one call clips; a replay does not list them."""
 
     gradients: Gradients
     """How they are stored."""
 
     params: list[Tensor]
-    grads: list[Tensor]
-    """The gradients that exist on this rank."""
-
-    groups: Groups
-    """All of them. Every rank has to compute the norms of those of meshes,
-    whichever gradients it has."""
-
     name: Name
+
+    @cached_property
+    def grads(self) -> list[Tensor]:
+        """The gradients that exist on this rank."""
+        return [grad for p in self.params if (grad := p.grad) is not None]
+
+    @cached_property
+    def groups(self) -> Groups:
+        # Every rank has to compute the norms of those of meshes, whichever
+        # gradients it has.
+        return self.gradients.groups(self.params, self.grads)
 
     def aligned(self) -> list[Tensor] | list[Tensor | None]:
         """The gradients, None for a parameter that has none."""
@@ -80,11 +87,12 @@ class Gradients:
         A parameter without a gradient counts as stored like its gradient,
         which other ranks may have. Tensors may be given in place of gradients.
         """
-        if grads is None:
-            grads = [grad for p in params if (grad := p.grad) is not None]
-        return Call(self, params, grads, self._groups(params, grads), name)
+        call = Call(self, params, name)
+        if grads is not None:
+            call.grads = grads
+        return call
 
-    def _groups(self, params: list[Tensor], grads: list[Tensor]) -> Groups:
+    def groups(self, params: list[Tensor], grads: list[Tensor]) -> Groups:
         if len(grads) < len(params) and any_dtensor(params):
             return self._on_meshes(params, grads)
         if not grads:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,8 +19,10 @@ from torch import Tensor
 from robo_orchard_fasthooks._clipping import algorithm
 from robo_orchard_fasthooks._clipping.gradients import Call, Gradients
 from robo_orchard_fasthooks._clipping.groups import Group
+from robo_orchard_fasthooks._clipping.local import guard
 from robo_orchard_fasthooks._cuda_graph.capture import CudaGraph, Work
 from robo_orchard_fasthooks._cuda_graph.tables import Tables
+from robo_orchard_fasthooks._snapshot import Snapshot
 
 # None of these was measured on a GPU.
 _CALLS = 3
@@ -39,15 +42,12 @@ _DEBT = 64
 _REST = 1000
 """Calls for which nothing is tried then."""
 
-_ARE_AT = "_tensors_data_ptrs_at_indices_equal"
-"""A function of torch._C, of CUDA builds only."""
-
 # torch makes an object of a stream in 10 us, or 60 if the caches are cold.
 _current_stream: Any = getattr(
     torch._C, "_cuda_getCurrentRawStream", torch.cuda.current_stream
 )
 
-_Prepare = Callable[[], tuple[Work, Tables]]
+_Prepare = Callable[[Group], "tuple[Work, Tables] | None"]
 
 
 def clip_by_norm(
@@ -58,24 +58,23 @@ def clip_by_norm(
 ) -> tuple[Tensor, Any]:
     """Clips as algorithm.clip_by_norm, if it can by a CUDA graph."""
     max_norm, norm_type = float(max_norm), float(norm_type)
-    group = _eligible(call)
+
+    def prepare(group: Any) -> tuple[Work, Tables]:
+        tables = Tables(group.grads)
+
+        def work() -> Tensor:
+            total_norm: Tensor = group.plan.norm(group.grads, norm_type)
+            coefficient = algorithm.coefficient_of(total_norm, max_norm)
+            tables.multiply_(group.plan.groups(group.grads), coefficient)
+            return total_norm
+
+        return work, tables
+
     # For error_if_nonfinite, the host has to read the norm.
-    if group is not None and not error_if_nonfinite:
-
-        def prepare() -> tuple[Work, Tables]:
-            tables = Tables(group.grads)
-
-            def work() -> Tensor:
-                total_norm: Tensor = group.plan.norm(group.grads, norm_type)
-                coefficient = algorithm.coefficient_of(total_norm, max_norm)
-                tables.multiply_(group.plan.groups(group.grads), coefficient)
-                return total_norm
-
-            return work, tables
-
+    if not error_if_nonfinite:
         # As text, -0.0 is not 0.0.
         settings = "norm", repr(max_norm), repr(norm_type)
-        is_done, total_norm = _run(call, group, settings, prepare)
+        is_done, total_norm = _run(call, settings, prepare)
         if is_done:
             return total_norm, None
     return algorithm.clip_by_norm(
@@ -86,23 +85,31 @@ def clip_by_norm(
 def clip_by_value(call: Call, clip_value: float) -> None:
     """Clips as algorithm.clip_by_value, if it can by a CUDA graph."""
     clip_value = float(clip_value)
-    group = _eligible(call)
-    if group is not None and group.plan.can_clamp(clip_value):
 
-        def prepare() -> tuple[Work, Tables]:
-            tables = Tables(group.grads, clip_value)
-            by_dtype = group.plan.groups(group.grads)
-            return lambda: tables.clamp_(by_dtype), tables
+    def prepare(group: Any) -> tuple[Work, Tables] | None:
+        if not group.plan.can_clamp(clip_value):
+            return None
+        tables = Tables(group.grads, clip_value)
+        by_dtype = group.plan.groups(group.grads)
+        return lambda: tables.clamp_(by_dtype), tables
 
-        settings = "value", repr(clip_value)
-        is_done, _ = _run(call, group, settings, prepare)
-        if is_done:
-            return
-    algorithm.clip_by_value(call, clip_value)
+    is_done, _ = _run(call, ("value", repr(clip_value)), prepare)
+    if not is_done:
+        algorithm.clip_by_value(call, clip_value)
 
 
-def _eligible(call: Call) -> Any:
-    """The group of plain gradients on CUDA; None if there are others."""
+def _device(params: list[Tensor]) -> torch.device | None:
+    """The CUDA device on which gradients may be."""
+    cuda: Any = torch.cuda  # torch does not type all of it.
+    # Where CUDA is not initialized, they are fake.
+    if not params or torch.version.hip or not cuda.is_initialized():
+        return None
+    device = params[0].device
+    return device if device.type == "cuda" else None
+
+
+def _eligible(call: Call, device: torch.device) -> Any:
+    """The group of plain gradients on the device; None if there are others."""
     if type(call.gradients) is not Gradients or len(call.groups) != 1:
         return None
     group: Any = call.groups[0]
@@ -110,8 +117,7 @@ def _eligible(call: Call) -> Any:
         not isinstance(group, Group)
         or group.mesh is not None
         or group.plan is None
-        or group.plan.device.type != "cuda"
-        or torch.version.hip is not None
+        or group.plan.device != device
         or not group.plan.is_writable
         or type(group.grads[0]) is not Tensor
     ):
@@ -124,49 +130,67 @@ _REPLAYS: WeakKeyDictionary[Gradients, _Replays] = WeakKeyDictionary()
 
 
 def _run(
-    call: Call, group: Any, settings: tuple[str, ...], prepare: _Prepare
+    call: Call, settings: tuple[str, ...], prepare: _Prepare
 ) -> tuple[bool, Any]:
+    device = _device(call.params)
+    if device is None:
+        return False, None
+    if torch.cuda.current_device() != device.index:
+        with torch.cuda.device(device):
+            return _run(call, settings, prepare)
     replays = _REPLAYS.get(call.gradients)
     if replays is None:
         replays = _REPLAYS[call.gradients] = _Replays()
     if replays.rest:
         replays.rest -= 1
         return False, None
-    device = group.plan.device
-    if torch.cuda.current_device() != device.index:
-        with torch.cuda.device(device):
-            return _run(call, group, settings, prepare)
     # What is prepared on the host would not outlive a capture by somebody
     # else.
     if torch.cuda.is_current_stream_capturing():
         return False, None
-    return replays(group, settings, prepare)
+    return replays(call, device, settings, prepare)
+
+
+def _snapshot(
+    params: list[Tensor], group: Any
+) -> Callable[[list[Tensor]], bool]:
+    """Makes a function that tells whether gradients are the same ones.
+
+    They are if addresses, types, dtypes, devices, sizes and strides are equal.
+    """
+    if not group.plan.has_complex:  # DLPack does not tell conjugates.
+        with suppress(AttributeError):  # torch before 2.10 has no such API.
+            return Snapshot(params, Tensor).matches
+    addresses, are_alike = _addresses(group.grads), guard(group.grads)
+
+    def matches(params: list[Tensor]) -> bool:
+        grads = [grad for p in params if (grad := p.grad) is not None]
+        return (
+            len(grads) == len(addresses)
+            and are_alike(*grads)
+            and _addresses(grads) == addresses
+        )
+
+    return matches
+
+
+def _addresses(grads: list[Tensor]) -> list[int]:
+    return list(map(Tensor.data_ptr, grads))
 
 
 class _Entry:
     """Gradients at some addresses, to be clipped in some way."""
 
-    def __init__(self, key: Any):
-        self._key = key
-        # All addresses are read when the key comes again.
-        self.addresses: list[int] = []
-        self._indices: list[int] = []
+    def __init__(self, way: Any, sample: list[int]):
+        self.key = way, sample
+        self._way = way
+        # All gradients are looked at when the sample comes again.
+        self.matches: Callable[[list[Tensor]], bool] | None = None
         self.calls = 0
         self.graph: CudaGraph | None = None
 
-    def is_for(self, key: Any, grads: list[Tensor]) -> bool:
-        if key != self._key:
-            return False
-        if not self.addresses:
-            self.addresses = list(map(Tensor.data_ptr, grads))
-            self._indices = list(range(len(grads)))
-            return True
-        # torch's own comparison takes 50 ns for each gradient, a list of its
-        # addresses 80.
-        are_at = getattr(torch._C, _ARE_AT, None)
-        if are_at is not None:
-            return bool(are_at(grads, self.addresses, self._indices))
-        return list(map(Tensor.data_ptr, grads)) == self.addresses
+    def is_for(self, way: Any, params: list[Tensor]) -> bool:
+        return bool(self.matches and way == self._way and self.matches(params))
 
 
 class _Replays:
@@ -179,7 +203,11 @@ class _Replays:
         self._lock = Lock()
 
     def __call__(
-        self, group: Any, settings: tuple[str, ...], prepare: _Prepare
+        self,
+        call: Call,
+        device: torch.device,
+        settings: tuple[str, ...],
+        prepare: _Prepare,
     ) -> tuple[bool, Any]:
         """Replays or captures the work; returns whether it did, and the norm.
 
@@ -190,42 +218,47 @@ class _Replays:
         if not self._lock.acquire(blocking=False):
             return False, None
         try:
-            grads = group.grads
-            key = (
-                settings,
-                _current_stream(group.plan.device.index),
-                torch.is_autocast_enabled("cuda"),
-                group.plan,  # For the same types, dtypes and layouts.
-                # So that addresses which never repeat cost next to nothing.
-                grads[0].data_ptr(),
-                grads[len(grads) // 2].data_ptr(),
-                grads[-1].data_ptr(),
-            )
-            entry = self._entry(key, grads)
-            if entry.graph is not None:
+            stream = _current_stream(device.index)
+            way = settings, stream, torch.is_autocast_enabled("cuda")
+            entry = self._known(way, call.params)
+            if entry is not None and entry.graph is not None:
                 return self._replay(entry.graph)
+            group = _eligible(call, device)
+            if group is None:
+                return False, None
+            if entry is None:
+                entry = self._sampled(way, call.params, group)
             entry.calls += 1
             self._debt += 1
             if self._debt > _DEBT:
                 self._forget(_REST)
                 return False, None
             # The kernel would race where a gradient is there twice.
-            if entry.calls != _CALLS or _has_repeats(entry.addresses):
+            if entry.calls != _CALLS or _has_repeats(group.grads):
                 return False, None
-            return True, self._capture(entry, prepare)
+            return self._capture(entry, prepare(group))
         finally:
             self._lock.release()
 
-    def _entry(self, key: Any, grads: list[Tensor]) -> _Entry:
-        entries = self._entries
-        for index, entry in enumerate(entries):
-            if entry.is_for(key, grads):
-                del entries[index]
-                break
-        else:
-            entry = _Entry(key)
-            del entries[_KEYS - 1 :]
-        entries.insert(0, entry)
+    def _known(self, way: Any, params: list[Tensor]) -> _Entry | None:
+        for entry in self._entries:
+            if entry.is_for(way, params):
+                self._entries.remove(entry)
+                self._entries.insert(0, entry)
+                return entry
+        return None
+
+    def _sampled(self, way: Any, params: list[Tensor], group: Any) -> _Entry:
+        """Keeps so little that addresses which never repeat cost nothing."""
+        first, middle = group.grads[0], group.grads[len(group.grads) // 2]
+        key = way, _addresses([first, middle, group.grads[-1]])
+        for entry in self._entries:
+            if entry.matches is None and entry.key == key:
+                entry.matches = _snapshot(params, group)
+                return entry
+        entry = _Entry(*key)
+        del self._entries[_KEYS - 1 :]
+        self._entries.insert(0, entry)
         return entry
 
     def _replay(self, graph: CudaGraph) -> tuple[bool, Any]:
@@ -237,10 +270,14 @@ class _Replays:
         self._debt = max(0, self._debt - 1)
         return True, result
 
-    def _capture(self, entry: _Entry, prepare: _Prepare) -> Any:
+    def _capture(
+        self, entry: _Entry, prepared: tuple[Work, Tables] | None
+    ) -> tuple[bool, Any]:
+        if prepared is None:
+            return False, None
+        work, kept = prepared
         self._debt += _COST
         with torch.set_grad_enabled(False):
-            work, kept = prepare()
             # Done before it is captured: a capture that fails loses nothing,
             # and what is compiled, planned or copied to the device exists.
             result = work()
@@ -248,7 +285,7 @@ class _Replays:
                 entry.graph = CudaGraph(work, kept)
             except Exception as error:
                 self._give_up("captured", error)
-        return result
+        return True, result
 
     def _give_up(self, what: str, error: Exception) -> None:
         self._forget(float("inf"))
@@ -262,6 +299,6 @@ class _Replays:
         self._entries, self._debt, self.rest = [], 0, rest
 
 
-def _has_repeats(addresses: list[int]) -> bool:
-    present = list(filter(None, addresses))  # Empty gradients are at 0.
+def _has_repeats(grads: list[Tensor]) -> bool:
+    present = list(filter(None, _addresses(grads)))  # Empty ones are at 0.
     return len(set(present)) < len(present)
