@@ -18,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from robo_orchard_fasthooks import clip
 from robo_orchard_fasthooks._clipping.local import LocalPlan
 from robo_orchard_fasthooks._cuda_graph import replay
 
@@ -93,7 +94,7 @@ class FakeGraphs:
         self.fails = self.breaks = False
         self.after_replay = lambda: None
         self._eligible = replay._eligible
-        replay._REPLAYS.clear()
+        clip._kept.cache_clear()
         for owner, name, value in [
             (replay, "CudaGraph", lambda *args: FakeGraph(self, *args)),
             (replay, "_eligible", self._as_on_cuda),

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,30 +25,41 @@ if TYPE_CHECKING:
     from robo_orchard_fasthooks._clipping.mesh import MeshGroups
 
 
-@dataclass(eq=False)
 class Call:
-    """The gradients that one call clips; a replay does not list them."""
+    """The gradients that one call clips."""
 
-    gradients: Gradients
-    """How they are stored."""
+    def __init__(
+        self,
+        gradients: Gradients,
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        name: Name,
+    ):
+        self.gradients = gradients
+        self.params = params
+        self.name = name
+        self._grads = grads
+        self._groups: Groups | None = None
 
-    params: list[Tensor]
-    name: Name
-
-    @cached_property
-    def grads(self) -> list[Tensor]:
-        """The gradients that exist on this rank."""
-        return [grad for p in self.params if (grad := p.grad) is not None]
-
-    @cached_property
+    @property
     def groups(self) -> Groups:
-        # Every rank has to compute the norms of those of meshes, whichever
-        # gradients it has.
-        return self.gradients.groups(self.params, self.grads)
+        """The gradients that exist on this rank; a replay does not list them.
+
+        Every rank has to compute the norms of those of meshes, whichever
+        gradients it has.
+        """
+        if self._groups is None:
+            grads = self._grads
+            if grads is None:
+                grads = [
+                    grad for p in self.params if (grad := p.grad) is not None
+                ]
+            self._groups = self.gradients.groups(self.params, grads)
+        return self._groups
 
     def aligned(self) -> list[Tensor] | list[Tensor | None]:
         """The gradients, None for a parameter that has none."""
-        return _aligned(self.params, self.grads)
+        return self._grads or [param.grad for param in self.params]
 
     def refuse(self, *checks: Check) -> None:
         """Raises NotImplementedError for the first gradient with a fault."""
@@ -75,6 +84,7 @@ class Gradients:
     def __init__(self) -> None:
         self._local = LocalGradients()
         self._meshes: MeshGroups | None = None
+        self.replays: Any = None  # CUDA graphs, which are freed with it.
 
     def call(
         self,
@@ -87,10 +97,7 @@ class Gradients:
         A parameter without a gradient counts as stored like its gradient,
         which other ranks may have. Tensors may be given in place of gradients.
         """
-        call = Call(self, params, name)
-        if grads is not None:
-            call.grads = grads
-        return call
+        return Call(self, params, grads, name)
 
     def groups(self, params: list[Tensor], grads: list[Tensor]) -> Groups:
         if len(grads) < len(params) and any_dtensor(params):

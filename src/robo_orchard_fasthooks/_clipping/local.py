@@ -88,7 +88,7 @@ class LocalGradients:
         plan = LocalPlan(grads)
         # A plan may hold a tensor, which is fake if the gradients are.
         if type(grads[0]) is Tensor:
-            self._count, self._are_alike = len(grads), guard(grads)
+            self._count, self._are_alike = len(grads), _guard(grads)
             self._kept = plan
         return plan
 
@@ -105,7 +105,7 @@ def _are_plain(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def guard(grads: list[Tensor]) -> Callable[..., bool]:
+def _guard(grads: list[Tensor]) -> Callable[..., bool]:
     """Makes a function that tells whether other gradients are like these.
 
     They are if types, dispatch keys, dtypes, devices, sizes and strides are

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from torch import Tensor
 from robo_orchard_fasthooks._clipping import algorithm
 from robo_orchard_fasthooks._clipping.gradients import Call, Gradients
 from robo_orchard_fasthooks._clipping.groups import Group
-from robo_orchard_fasthooks._clipping.local import guard
 from robo_orchard_fasthooks._cuda_graph.capture import CudaGraph, Work
 from robo_orchard_fasthooks._cuda_graph.tables import Tables
 from robo_orchard_fasthooks._snapshot import Snapshot
@@ -125,10 +123,6 @@ def _eligible(call: Call, device: torch.device) -> Any:
     return group
 
 
-# A graph is freed with the plans of the list that it belongs to.
-_REPLAYS: WeakKeyDictionary[Gradients, _Replays] = WeakKeyDictionary()
-
-
 def _run(
     call: Call, settings: tuple[str, ...], prepare: _Prepare
 ) -> tuple[bool, Any]:
@@ -138,9 +132,9 @@ def _run(
     if torch.cuda.current_device() != device.index:
         with torch.cuda.device(device):
             return _run(call, settings, prepare)
-    replays = _REPLAYS.get(call.gradients)
+    replays = call.gradients.replays
     if replays is None:
-        replays = _REPLAYS[call.gradients] = _Replays()
+        replays = call.gradients.replays = _Replays()
     if replays.rest:
         replays.rest -= 1
         return False, None
@@ -151,27 +145,25 @@ def _run(
     return replays(call, device, settings, prepare)
 
 
-def _snapshot(
-    params: list[Tensor], group: Any
-) -> Callable[[list[Tensor]], bool]:
-    """Makes a function that tells whether gradients are the same ones.
+def _same_as(call: Call, group: Any) -> Callable[[Call], bool]:
+    """Makes a function that tells whether a call has the same gradients."""
+    # DLPack does not tell a conjugate from what it is a view of; torch before
+    # 2.10 does not have its API.
+    if not group.plan.has_complex:
+        with suppress(AttributeError):
+            matches = Snapshot(call.params, Tensor).matches
+            return lambda call: matches(call.params)
+    plan, addresses = group.plan, _addresses(group.grads)
 
-    They are if addresses, types, dtypes, devices, sizes and strides are equal.
-    """
-    if not group.plan.has_complex:  # DLPack does not tell conjugates.
-        with suppress(AttributeError):  # torch before 2.10 has no such API.
-            return Snapshot(params, Tensor).matches
-    addresses, are_alike = _addresses(group.grads), guard(group.grads)
-
-    def matches(params: list[Tensor]) -> bool:
-        grads = [grad for p in params if (grad := p.grad) is not None]
+    def is_same(call: Call) -> bool:
+        group = _eligible(call, plan.device)
         return (
-            len(grads) == len(addresses)
-            and are_alike(*grads)
-            and _addresses(grads) == addresses
+            group is not None
+            and group.plan is plan
+            and _addresses(group.grads) == addresses
         )
 
-    return matches
+    return is_same
 
 
 def _addresses(grads: list[Tensor]) -> list[int]:
@@ -183,14 +175,13 @@ class _Entry:
 
     def __init__(self, way: Any, sample: list[int]):
         self.key = way, sample
-        self._way = way
-        # All gradients are looked at when the sample comes again.
-        self.matches: Callable[[list[Tensor]], bool] | None = None
+        # All gradients are looked at when the key comes again.
+        self.is_same: Callable[[Call], bool] | None = None
         self.calls = 0
         self.graph: CudaGraph | None = None
 
-    def is_for(self, way: Any, params: list[Tensor]) -> bool:
-        return bool(self.matches and way == self._way and self.matches(params))
+    def is_for(self, way: Any, call: Call) -> bool:
+        return bool(self.is_same and way == self.key[0] and self.is_same(call))
 
 
 class _Replays:
@@ -220,14 +211,14 @@ class _Replays:
         try:
             stream = _current_stream(device.index)
             way = settings, stream, torch.is_autocast_enabled("cuda")
-            entry = self._known(way, call.params)
+            entry = self._known(way, call)
             if entry is not None and entry.graph is not None:
                 return self._replay(entry.graph)
             group = _eligible(call, device)
             if group is None:
                 return False, None
             if entry is None:
-                entry = self._sampled(way, call.params, group)
+                entry = self._sampled(way, call, group)
             entry.calls += 1
             self._debt += 1
             if self._debt > _DEBT:
@@ -236,25 +227,25 @@ class _Replays:
             # The kernel would race where a gradient is there twice.
             if entry.calls != _CALLS or _has_repeats(group.grads):
                 return False, None
-            return self._capture(entry, prepare(group))
+            return self._capture(entry, prepare, group)
         finally:
             self._lock.release()
 
-    def _known(self, way: Any, params: list[Tensor]) -> _Entry | None:
+    def _known(self, way: Any, call: Call) -> _Entry | None:
         for entry in self._entries:
-            if entry.is_for(way, params):
+            if entry.is_for(way, call):
                 self._entries.remove(entry)
                 self._entries.insert(0, entry)
                 return entry
         return None
 
-    def _sampled(self, way: Any, params: list[Tensor], group: Any) -> _Entry:
-        """Keeps so little that addresses which never repeat cost nothing."""
+    def _sampled(self, way: Any, call: Call, group: Any) -> _Entry:
+        # So that addresses which never repeat cost next to nothing.
         first, middle = group.grads[0], group.grads[len(group.grads) // 2]
         key = way, _addresses([first, middle, group.grads[-1]])
         for entry in self._entries:
-            if entry.matches is None and entry.key == key:
-                entry.matches = _snapshot(params, group)
+            if entry.is_same is None and entry.key == key:
+                entry.is_same = _same_as(call, group)
                 return entry
         entry = _Entry(*key)
         del self._entries[_KEYS - 1 :]
@@ -271,13 +262,14 @@ class _Replays:
         return True, result
 
     def _capture(
-        self, entry: _Entry, prepared: tuple[Work, Tables] | None
+        self, entry: _Entry, prepare: _Prepare, group: Any
     ) -> tuple[bool, Any]:
-        if prepared is None:
-            return False, None
-        work, kept = prepared
-        self._debt += _COST
         with torch.set_grad_enabled(False):
+            prepared = prepare(group)
+            if prepared is None:
+                return False, None
+            self._debt += _COST
+            work, kept = prepared
             # Done before it is captured: a capture that fails loses nothing,
             # and what is compiled, planned or copied to the device exists.
             result = work()
