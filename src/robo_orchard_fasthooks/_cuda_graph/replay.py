@@ -132,7 +132,7 @@ def _run(
     if torch.cuda.current_device() != device.index:
         with torch.cuda.device(device):
             return _run(call, settings, prepare)
-    replays = call.gradients.replays
+    replays: _Replays | None = call.gradients.replays
     if replays is None:
         replays = call.gradients.replays = _Replays()
     if replays.rest:
@@ -147,12 +147,9 @@ def _run(
 
 def _same_as(call: Call, group: Any) -> Callable[[Call], bool]:
     """Makes a function that tells whether a call has the same gradients."""
-    # DLPack does not tell a conjugate from what it is a view of; torch before
-    # 2.10 does not have its API.
-    if not group.plan.has_complex:
-        with suppress(AttributeError):
-            matches = Snapshot(call.params, Tensor).matches
-            return lambda call: matches(call.params)
+    with suppress(AttributeError):  # torch before 2.10 has no such API.
+        matches = Snapshot(call.params, Tensor).matches
+        return lambda call: matches(call.params)
     plan, addresses = group.plan, _addresses(group.grads)
 
     def is_same(call: Call) -> bool:
