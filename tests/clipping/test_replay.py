@@ -451,6 +451,13 @@ def test_what_is_no_longer_for_a_graph(graphs, kind):
     assert graphs.replays == 1
 
 
+def test_a_snapshot_of_more_or_fewer_parameters():
+    params = parameters()
+    snapshot = Snapshot(params, torch.Tensor)
+    lists = params, params[:-1], params * 2
+    assert [*map(snapshot.matches, lists)] == [True, False, False]
+
+
 def test_another_version_of_dlpack():
     new = ctypes.pythonapi.PyCapsule_New
     new.restype = ctypes.py_object
