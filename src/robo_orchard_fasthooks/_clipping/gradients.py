@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,21 +26,17 @@ if TYPE_CHECKING:
     from robo_orchard_fasthooks._clipping.mesh import MeshGroups
 
 
+@dataclass(eq=False)
 class Call:
     """The gradients that one call clips."""
 
-    def __init__(
-        self,
-        gradients: Gradients,
-        params: list[Tensor],
-        grads: list[Tensor] | None,
-        name: Name,
-    ):
-        self.gradients = gradients
-        self.params = params
-        self.name = name
-        self._grads = grads
-        self._groups: Groups | None = None
+    gradients: Gradients
+    params: list[Tensor]
+    given: list[Tensor] | None
+    """Tensors in place of gradients."""
+
+    name: Name
+    _groups: Groups | None = None
 
     @property
     def groups(self) -> Groups:
@@ -49,7 +46,7 @@ class Call:
         gradients it has.
         """
         if self._groups is None:
-            grads = self._grads
+            grads = self.given
             if grads is None:
                 grads = [
                     grad for p in self.params if (grad := p.grad) is not None
@@ -59,7 +56,7 @@ class Call:
 
     def aligned(self) -> list[Tensor] | list[Tensor | None]:
         """The gradients, None for a parameter that has none."""
-        return self._grads or [param.grad for param in self.params]
+        return self.given or [param.grad for param in self.params]
 
     def refuse(self, *checks: Check) -> None:
         """Raises NotImplementedError for the first gradient with a fault."""

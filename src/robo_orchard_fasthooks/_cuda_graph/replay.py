@@ -126,18 +126,18 @@ def _eligible(call: Call, device: torch.device) -> Any:
 def _run(
     call: Call, settings: tuple[str, ...], prepare: _Prepare
 ) -> tuple[bool, Any]:
-    device = _device(call.params)
-    if device is None:
-        return False, None
-    if torch.cuda.current_device() != device.index:
-        with torch.cuda.device(device):
-            return _run(call, settings, prepare)
     replays: _Replays | None = call.gradients.replays
     if replays is None:
         replays = call.gradients.replays = _Replays()
     if replays.rest:
         replays.rest -= 1
         return False, None
+    device = _device(call.params)
+    if device is None:
+        return False, None
+    if torch.cuda.current_device() != device.index:
+        with torch.cuda.device(device):
+            return _run(call, settings, prepare)
     # What is prepared on the host would not outlive a capture by somebody
     # else.
     if torch.cuda.is_current_stream_capturing():
@@ -154,11 +154,8 @@ def _same_as(call: Call, group: Any) -> Callable[[Call], bool]:
 
     def is_same(call: Call) -> bool:
         group = _eligible(call, plan.device)
-        return (
-            group is not None
-            and group.plan is plan
-            and _addresses(group.grads) == addresses
-        )
+        is_planned = group is not None and group.plan is plan
+        return is_planned and _addresses(group.grads) == addresses
 
     return is_same
 
@@ -171,14 +168,11 @@ class _Entry:
     """Gradients at some addresses, to be clipped in some way."""
 
     def __init__(self, way: Any, sample: list[int]):
-        self.key = way, sample
-        # All gradients are looked at when the key comes again.
+        self.way, self.sample = way, sample
+        # All gradients are looked at when the sample comes again.
         self.is_same: Callable[[Call], bool] | None = None
         self.calls = 0
         self.graph: CudaGraph | None = None
-
-    def is_for(self, way: Any, call: Call) -> bool:
-        return bool(self.is_same and way == self.key[0] and self.is_same(call))
 
 
 class _Replays:
@@ -230,7 +224,7 @@ class _Replays:
 
     def _known(self, way: Any, call: Call) -> _Entry | None:
         for entry in self._entries:
-            if entry.is_for(way, call):
+            if entry.is_same and entry.way == way and entry.is_same(call):
                 self._entries.remove(entry)
                 self._entries.insert(0, entry)
                 return entry
@@ -239,12 +233,13 @@ class _Replays:
     def _sampled(self, way: Any, call: Call, group: Any) -> _Entry:
         # So that addresses which never repeat cost next to nothing.
         first, middle = group.grads[0], group.grads[len(group.grads) // 2]
-        key = way, _addresses([first, middle, group.grads[-1]])
+        sample = _addresses([first, middle, group.grads[-1]])
         for entry in self._entries:
-            if entry.is_same is None and entry.key == key:
+            known = entry.way, entry.sample
+            if entry.is_same is None and known == (way, sample):
                 entry.is_same = _same_as(call, group)
                 return entry
-        entry = _Entry(*key)
+        entry = _Entry(way, sample)
         del self._entries[_KEYS - 1 :]
         self._entries.insert(0, entry)
         return entry
