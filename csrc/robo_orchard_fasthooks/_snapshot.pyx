@@ -11,6 +11,14 @@ from libc.stdint cimport (
 from libc.string cimport memcmp, memset
 
 
+cdef extern from *:
+    void __builtin_prefetch(char *address)
+
+# By how many gradients caches are filled ahead: it saves a quarter of the time
+# where they were empty. To fetch from where nothing is does no harm.
+cdef enum: AHEAD = 8
+
+
 cdef struct Head:
     char *data
     int32_t device_type, device_id, ndim
@@ -40,15 +48,27 @@ cdef class Snapshot:
     cdef object kind
     cdef Exchange *api
     cdef bytes seen  # Of each gradient: head, shape, strides.
+    cdef bytes shapes  # Where they were, which is within torch's tensors.
 
     def __cinit__(self, list params, kind):
+        cdef View view
+        cdef size_t size
         self.kind = kind
         self.api = <Exchange *>PyCapsule_GetPointer(
             kind.__dlpack_c_exchange_api__, "dlpack_exchange_api"
         )
         if self.api.major != 1:
             raise AttributeError("DLPack has another version than 1")
-        self.seen = b"".join([self.record(param.grad) for param in params])
+        seen, shapes = [], []
+        for param in params:
+            self.look(param.grad, &view)
+            size = view.head.ndim * sizeof(int64_t)
+            seen.append((<char *>&view.head)[:sizeof(Head)])
+            seen.append((<char *>view.shape)[:size])
+            seen.append((<char *>view.strides)[:size])
+            shapes.append((<char *>&view.shape)[:sizeof(char *)])
+        self.seen = b"".join(seen)
+        self.shapes = b"".join(shapes) + bytes(AHEAD * sizeof(char *))
 
     cdef int look(self, grad, View *view) except -1:
         if grad is None:
@@ -60,27 +80,24 @@ cdef class Snapshot:
         view.head.data += view.byte_offset
         return 0
 
-    cdef bytes record(self, grad):
-        cdef View view
-        self.look(grad, &view)
-        cdef size_t size = view.head.ndim * sizeof(int64_t)
-        return (
-            (<char *>&view.head)[:sizeof(Head)]
-            + (<char *>view.shape)[:size]
-            + (<char *>view.strides)[:size]
-        )
-
     def matches(self, list params):
         cdef View view
         cdef size_t size
         cdef const char *seen = self.seen
         cdef const char *end = seen + len(self.seen)
+        cdef char **ahead = <char **><char *>self.shapes + AHEAD
         for param in params:
+            if seen == end:
+                return False
+            __builtin_prefetch(ahead[0] - 64)
+            __builtin_prefetch(ahead[0])
+            __builtin_prefetch(ahead[0] + 64)
+            ahead += 1
             try:
                 self.look(param.grad, &view)
             except Exception:  # As of a sparse gradient.
                 return False
-            if seen == end or memcmp(&view.head, seen, sizeof(Head)):
+            if memcmp(&view.head, seen, sizeof(Head)):
                 return False
             seen += sizeof(Head)
             size = view.head.ndim * sizeof(int64_t)
