@@ -147,7 +147,7 @@ def _run(
 
 def _same_as(call: Call, group: Any) -> Callable[[Call], bool]:
     """Makes a function that tells whether a call has the same gradients."""
-    with suppress(AttributeError):  # torch before 2.10 has no such API.
+    with suppress(AttributeError):  # Not every torch has such an API.
         matches = Snapshot(call.params, Tensor).matches
         return lambda call: matches(call.params)
     plan, addresses = group.plan, _addresses(group.grads)
