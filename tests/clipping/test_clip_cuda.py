@@ -306,6 +306,19 @@ class TestReplayed:
             assert_same(params, copies)
         assert len(replays()) == 2
 
+    def test_another_device_is_current(self):
+        if torch.cuda.device_count() < 2:
+            pytest.skip("needs two CUDA GPUs")
+        with torch.cuda.device(1):
+            params = parameters((torch.float32,))
+        for seed in range(5):
+            copies = fill(params, seed)
+            got = clip_grad_norm_(params, 0.01, cuda_graph=True)
+            total = torch.nn.utils.clip_grad_norm_(copies, 0.01)
+            assert same_bits(got, total)
+            assert_same(params, copies)
+        assert len(replays()) == 1
+
     def test_memory_is_freed(self):
         """With the optimizer of a hook."""
         params = parameters((torch.float32,))

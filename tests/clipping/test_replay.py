@@ -8,7 +8,7 @@ import ctypes
 import gc
 import threading
 import weakref
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import pytest
 import torch
@@ -190,6 +190,24 @@ def test_autocast_is_not_that_of_the_capture(graphs, clips):
     assert graphs.replays == 1
     clips.norm(params)
     assert graphs.replays == 2
+
+
+def test_another_device_is_current(graphs, clips, monkeypatch):
+    current = [1]
+
+    @contextmanager
+    def device(its):
+        current.append(its.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    graphs.after_replay = lambda: seen.append(current[-1])
+    params, seen = parameters(), []
+    for _ in range(5):
+        clips.norm(params)
+    assert (seen, current) == ([0, 0], [1])
 
 
 def test_addresses_that_alternate(graphs, clips):
