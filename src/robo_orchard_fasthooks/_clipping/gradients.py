@@ -89,14 +89,15 @@ class Gradients:
         grads: list[Tensor] | None = None,
         name: Name = by_index,
     ) -> Call:
-        """Groups gradients, those of each mesh and the plain ones together.
-
-        A parameter without a gradient counts as stored like its gradient,
-        which other ranks may have. Tensors may be given in place of gradients.
-        """
+        """Tensors may be given in place of gradients."""
         return Call(self, params, grads, name)
 
     def groups(self, params: list[Tensor], grads: list[Tensor]) -> Groups:
+        """Groups gradients, those of each mesh and the plain ones together.
+
+        A parameter without a gradient counts as stored like its gradient,
+        which other ranks may have.
+        """
         if len(grads) < len(params) and any_dtensor(params):
             return self._on_meshes(params, grads)
         if not grads:
