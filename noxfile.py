@@ -15,7 +15,10 @@ import nox
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "quick"]
 
-STUBS = ("_args", "_core", "_dispatch", "_fast_dataclass", "_record")
+STUBS = (
+    *("_args", "_core", "_dispatch", "_fast_dataclass", "_record"),
+    "_snapshot",
+)
 PYTEST = ("pytest", "-q", "-n", "auto")
 
 

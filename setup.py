@@ -67,7 +67,10 @@ setup(
                 define_macros=[("CYTHON_TRACE", "1")] if DEBUG else [],
                 extra_compile_args=COMPILE_ARGS,
             )
-            for name in ("_args", "_dispatch", "_fast_dataclass", "_record")
+            for name in (
+                *("_args", "_dispatch", "_fast_dataclass", "_record"),
+                "_snapshot",
+            )
         ],
         include_path=["csrc"],
         build_dir="build",

@@ -133,8 +133,8 @@ def get_total_norm(
         return clip_grad._get_total_norm(
             found, norm_type, error_if_nonfinite, foreach
         )
-    gradients = _kept(len(found), 0, get_ident())
-    call = gradients.call(found, found, lambda index: f"tensor {index}")
+    kept = _kept(len(found), 0, get_ident())
+    call = Call(kept, found, lambda index: f"tensor {index}", given=found)
     with torch.no_grad():
         total_norm, mesh = algorithm.total_norm(
             call, norm_type, error_if_nonfinite
@@ -231,7 +231,7 @@ def _left_to_torch(tensors: list[Tensor], foreach: bool | None) -> bool:
 
 def _call(params: list[Tensor]) -> Call:
     first = id(params[0]) if params else 0
-    return _kept(len(params), first, get_ident()).call(params)
+    return Call(_kept(len(params), first, get_ident()), params)
 
 
 @lru_cache(maxsize=32)

@@ -24,7 +24,8 @@ from helpers.gradients import (
     build,
     same_bits,
 )
-from robo_orchard_fasthooks._cuda_graph import replay
+from robo_orchard_fasthooks._cuda_graph.capture import CudaGraph
+from robo_orchard_fasthooks._cuda_graph.tables import Tables
 from robo_orchard_fasthooks.clip import (
     clip_grad_norm_,
     clip_grad_value_,
@@ -234,19 +235,14 @@ def assert_same(params, copies):
 
 def replays():
     """The graphs that there are."""
-    return [
-        entry.graph
-        for each in replay._REPLAYS.values()
-        for entry in each._entries
-        if entry.graph is not None
-    ]
+    return [it for it in gc.get_objects() if type(it) is CudaGraph]
 
 
 @pytest.fixture
 def empty():
-    replay._REPLAYS.clear()
+    robo_orchard_fasthooks.clip._kept.cache_clear()
     yield
-    replay._REPLAYS.clear()
+    robo_orchard_fasthooks.clip._kept.cache_clear()
 
 
 @pytest.mark.usefixtures("empty")
@@ -264,7 +260,7 @@ class TestReplayed:
             assert len(replays()) == (seed > 1)
         # No later call has changed an earlier norm.
         assert clips is VALUE or all(same_bits(*pair) for pair in norms)
-        assert replay.Tables.usable
+        assert Tables.usable
 
     def test_a_replay_is_few_launches_from_the_host(self):
         params = parameters((torch.float32,))
@@ -309,6 +305,19 @@ class TestReplayed:
                 clip_grad_norm_(params, 0.01, cuda_graph=True)
             assert_same(params, copies)
         assert len(replays()) == 2
+
+    def test_another_device_is_current(self):
+        if torch.cuda.device_count() < 2:
+            pytest.skip("needs two CUDA GPUs")
+        with torch.cuda.device(1):
+            params = parameters((torch.float32,))
+        for seed in range(5):
+            copies = fill(params, seed)
+            got = clip_grad_norm_(params, 0.01, cuda_graph=True)
+            total = torch.nn.utils.clip_grad_norm_(copies, 0.01)
+            assert same_bits(got, total)
+            assert_same(params, copies)
+        assert len(replays()) == 1
 
     def test_memory_is_freed(self):
         """With the optimizer of a hook."""

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from helpers.gradients import same_bits
 from robo_orchard_fasthooks import _cuda_graph
 from robo_orchard_fasthooks._clipping.foreach import by_dtype
-from robo_orchard_fasthooks._clipping.gradients import Gradients
+from robo_orchard_fasthooks._clipping.gradients import Call, Gradients
 from robo_orchard_fasthooks._cuda_graph import replay
 from robo_orchard_fasthooks._cuda_graph.capture import CudaGraph
 from robo_orchard_fasthooks._cuda_graph.tables import Tables, _table
@@ -138,23 +138,27 @@ def test_a_graph_that_dies_during_a_capture(calls, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("devices", "hip", "expected"),
+    ("devices", "hip", "initialized", "expected"),
     [
-        (("cuda:0", "cuda:0"), None, True),
-        (("cuda:0", "cuda:1"), None, False),
-        (("cuda:0", "cuda:0"), "6.0", False),
-        (("cpu", "cpu"), None, False),
+        (("cuda:0", "cuda:0"), None, True, True),
+        (("cuda:0", "cuda:1"), None, True, False),
+        (("cuda:0", "cuda:0"), "6.0", True, False),
+        (("cuda:0", "cuda:0"), None, False, False),
+        (("cpu", "cpu"), None, True, False),
     ],
 )
-def test_where(monkeypatch, devices, hip, expected):
-    """Neither on two devices nor on ROCm."""
+def test_where(monkeypatch, devices, hip, initialized, expected):
+    """Neither on two devices nor on ROCm, nor where only fake ones are."""
     monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
     with FakeTensorMode():
         grads = [torch.empty(2, device=device) for device in devices]
-        call = Gradients().call(grads, grads)
+        call = Call(Gradients(), grads, given=grads)
     for group in call.groups:
         group.grads = [torch.ones(2)]  # Fake ones are not captured.
-    assert (replay._eligible(call) is not None) == expected
+    device = replay._device(call.params)
+    group = device and replay._eligible(call, device)
+    assert (group is not None) == expected
 
 
 @pytest.fixture

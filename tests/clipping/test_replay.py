@@ -4,10 +4,11 @@ A GPU is not needed: a stand-in takes the place of the graph. Everything that
 is asserted of gradients is torch's own result.
 """
 
+import ctypes
 import gc
 import threading
 import weakref
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 import robo_orchard_fasthooks
 from helpers.fake_graph import CALLS_AT_REST, CAPTURES, GRAPHS, FakeGraphs
 from helpers.gradients import same_bits
+from robo_orchard_fasthooks._snapshot import Snapshot
 from robo_orchard_fasthooks.clip import clip_grad_norm_, clip_grad_value_
 
 SHAPES = ((3, 4), (5,), (), (2, 2, 2))
@@ -68,7 +70,9 @@ class Clips:
         generator = torch.Generator().manual_seed(self.seed)
         copies = []
         for param in params:
-            copies.append(torch.nn.Parameter(param.detach().clone()))
+            # A gradient may have become other than its parameter.
+            like = param if param.grad is None else param.grad
+            copies.append(torch.nn.Parameter(like.detach().clone()))
             if param.grad is not None:
                 shape = param.grad.shape
                 param.grad.copy_(torch.randn(shape, generator=generator))
@@ -110,6 +114,9 @@ def put(param, grad):
 
 
 @pytest.mark.parametrize(
+    ("clip_by", "dlpack"), [("norm", True), ("value", True), ("norm", False)]
+)
+@pytest.mark.parametrize(
     "change",
     [
         other_addresses,
@@ -121,23 +128,39 @@ def put(param, grad):
         lambda p, _: put(p[1], p[1].grad.view(torch.half)[:5]),
         lambda p, _: p.pop(),
         lambda p, _: setattr(p[1], "grad", None),
+        lambda p, _: p[1].grad.resize_(2),
+        lambda p, _: setattr(
+            p[0].grad, "data", p[0].grad.as_strided((3, 4), (1, 3))
+        ),
+        lambda p, _: setattr(p[0].grad, "data", p[0].grad.view(2, 6)),
+        lambda p, _: setattr(
+            p[1].grad, "data", p[1].grad.view(torch.half)[:5]
+        ),
+        lambda p, _: torch.nn.ParameterList(p).half(),
+        lambda p, _: p.append(p.pop(1)),
     ],
     ids=[
         *("other addresses", "another address", "another stream"),
         *("other strides", "another shape", "fewer elements"),
-        *("another dtype", "fewer", "none"),
+        *("another dtype", "fewer", "none", "resized"),
+        *("other data's strides", "other data's shape", "other data's dtype"),
+        *("half()", "another order"),
     ],
 )
-def test_gradients_that_have_changed_are_not_replayed(graphs, clips, change):
-    params = parameters()
+def test_gradients_that_have_changed_are_not_replayed(
+    graphs, clips, monkeypatch, change, clip_by, dlpack
+):
+    if not dlpack:
+        monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    params, clip = parameters(), getattr(clips, clip_by)
     for _ in range(4):
-        clips.norm(params)
+        clip(params)
     assert graphs.replays == 1
     change(params, graphs)
     for _ in range(3):
-        clips.norm(params)
+        clip(params)
     assert graphs.replays == 1
-    clips.norm(params)
+    clip(params)
     assert (graphs.attempts, graphs.replays) == (2, 2)
 
 
@@ -153,6 +176,38 @@ def test_other_settings_are_not_replayed(graphs, clips, first, second):
     assert graphs.replays == 1
     clips.norm(params, *first)
     assert (graphs.attempts, graphs.replays) == (1, 2)
+
+
+def test_autocast_is_not_that_of_the_capture(graphs, clips):
+    params = parameters()
+    for _ in range(4):
+        clips.norm(params)
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        clips.norm(params)
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert graphs.replays == 1
+    clips.norm(params)
+    assert graphs.replays == 2
+
+
+def test_another_device_is_current(graphs, clips, monkeypatch):
+    current = [1]
+
+    @contextmanager
+    def device(its):
+        current.append(its.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    graphs.after_replay = lambda: seen.append(current[-1])
+    params, seen = parameters(), []
+    for _ in range(5):
+        clips.norm(params)
+    assert (seen, current) == ([0, 0], [1])
 
 
 def test_addresses_that_alternate(graphs, clips):
@@ -401,6 +456,37 @@ def test_what_is_not_for_a_graph(graphs, kind, clip):
         kind == "complex" and clip is clip_grad_norm_
     )
     assert graphs.attempts == dense
+
+
+@pytest.mark.parametrize("kind", ["sparse", "subclass"])
+def test_what_is_no_longer_for_a_graph(graphs, kind):
+    params = parameters()
+    for _ in range(4):
+        clip_grad_norm_(params, 1.0, cuda_graph=True)
+    CHANGES[kind](params)
+    with suppress(NotImplementedError):
+        clip_grad_norm_(params, 1.0, cuda_graph=True)
+    assert graphs.replays == 1
+
+
+def test_a_snapshot_of_more_or_fewer_parameters():
+    params = parameters()
+    snapshot = Snapshot(params, torch.Tensor)
+    lists = params, params[:-1], params * 2
+    assert [*map(snapshot.matches, lists)] == [True, False, False]
+
+
+def test_another_version_of_dlpack():
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype = ctypes.py_object
+    new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    api = (ctypes.c_uint32 * 16)(2)
+
+    class Kind:
+        __dlpack_c_exchange_api__ = new(api, b"dlpack_exchange_api", None)
+
+    with pytest.raises(AttributeError, match="version"):
+        Snapshot([], Kind)
 
 
 def test_dtypes_that_cannot_be_clamped(graphs):

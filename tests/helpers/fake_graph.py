@@ -12,14 +12,13 @@ torch's foreach functions take the place of this package's norm, and the kernel
 is off.
 """
 
-from contextlib import nullcontext
-from types import SimpleNamespace
 from weakref import WeakSet
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from robo_orchard_fasthooks import clip
 from robo_orchard_fasthooks._clipping.local import LocalPlan
 from robo_orchard_fasthooks._cuda_graph import replay
 
@@ -95,30 +94,21 @@ class FakeGraphs:
         self.fails = self.breaks = False
         self.after_replay = lambda: None
         self._eligible = replay._eligible
-        replay._REPLAYS.clear()
+        clip._kept.cache_clear()
         for owner, name, value in [
             (replay, "CudaGraph", lambda *args: FakeGraph(self, *args)),
             (replay, "_eligible", self._as_on_cuda),
             (replay.Tables, "usable", False),
             (LocalPlan, "norm", _norm),
-            (torch.cuda, "device", lambda device: nullcontext()),
+            (replay, "_current_stream", lambda index: self.stream),
+            (replay, "_device", lambda params: torch.device("cuda", 0)),
+            (torch.cuda, "current_device", lambda: 0),
             (torch.cuda, "is_current_stream_capturing", lambda: False),
-            (torch.cuda, "current_stream", self._current_stream),
         ]:
             monkeypatch.setattr(owner, name, value)
 
-    def _as_on_cuda(self, call):
-        plans = [each.plan for each in call.groups if hasattr(each, "plan")]
-        for plan in plans:
-            plan.device = torch.device("cuda", 0)
-        try:
-            return self._eligible(call)
-        finally:
-            for plan in plans:
-                plan.device = torch.device("cpu")
-
-    def _current_stream(self, device):
-        return SimpleNamespace(cuda_stream=self.stream)
+    def _as_on_cuda(self, call, device):
+        return self._eligible(call, torch.device("cpu"))
 
 
 def _norm(plan, grads, norm_type):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,32 +21,39 @@ if TYPE_CHECKING:
     from robo_orchard_fasthooks._clipping.mesh import MeshGroups
 
 
-class Call(NamedTuple):
+@dataclass(eq=False)
+class Call:
     """The gradients that one call clips."""
 
     gradients: Gradients
     params: list[Tensor]
-    grads: list[Tensor]  # Those that exist on this rank.
-    # Every rank has to compute the norms of those of meshes, whichever
-    # gradients it has.
-    groups: Groups
-    name: refusals.Name
+    name: refusals.Name = refusals.by_index
+    given: list[Tensor] | None = None  # In place of gradients.
+    _groups: Groups | None = None
+
+    @property
+    def groups(self) -> Groups:
+        """The gradients that exist on this rank; a replay does not list them.
+
+        Every rank has to compute the norms of those of meshes, whichever
+        gradients it has.
+        """
+        if self._groups is None:
+            grads = self.given
+            if grads is None:
+                grads = [
+                    grad for p in self.params if (grad := p.grad) is not None
+                ]
+            self._groups = self.gradients.groups(self.params, grads)
+        return self._groups
 
     def aligned(self) -> list[Tensor] | list[Tensor | None]:
         """The gradients, None for a parameter that has none."""
-        return _aligned(self.params, self.grads)
+        return self.given or [param.grad for param in self.params]
 
     def refuse(self, *checks: refusals.Check) -> None:
         """Raises NotImplementedError for the first gradient with a fault."""
         refusals.refuse(self.aligned(), self.name, *checks)
-
-
-def _aligned(
-    params: list[Tensor], grads: list[Tensor]
-) -> list[Tensor] | list[Tensor | None]:
-    if len(grads) == len(params):
-        return grads
-    return [param.grad for param in params]
 
 
 class Gradients:
@@ -58,23 +66,14 @@ class Gradients:
     def __init__(self) -> None:
         self._local = LocalGradients()
         self._meshes: MeshGroups | None = None
+        self.replays: Any = None  # CUDA graphs, which are freed with it.
 
-    def call(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor] | None = None,
-        name: refusals.Name = refusals.by_index,
-    ) -> Call:
+    def groups(self, params: list[Tensor], grads: list[Tensor]) -> Groups:
         """Groups gradients, those of each mesh and the plain ones together.
 
         A parameter without a gradient counts as stored like its gradient,
-        which other ranks may have. Tensors may be given in place of gradients.
+        which other ranks may have.
         """
-        if grads is None:
-            grads = [grad for p in params if (grad := p.grad) is not None]
-        return Call(self, params, grads, self._groups(params, grads), name)
-
-    def _groups(self, params: list[Tensor], grads: list[Tensor]) -> Groups:
         if len(grads) < len(params) and any_dtensor(params):
             return self._on_meshes(params, grads)
         if not grads:
@@ -91,8 +90,10 @@ class Gradients:
             from robo_orchard_fasthooks._clipping.mesh import MeshGroups
 
             self._meshes = MeshGroups()
-        all_here = len(grads) == len(params)
-        return self._meshes.groups(params, _aligned(params, grads), all_here)
+        if len(grads) == len(params):
+            return self._meshes.groups(params, grads, True)
+        aligned = [param.grad for param in params]
+        return self._meshes.groups(params, aligned, False)
 
     def is_collective(self, params: list[Tensor]) -> bool:
         """Whether other ranks may have gradients that this one lacks."""

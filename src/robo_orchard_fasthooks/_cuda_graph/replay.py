@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from robo_orchard_fasthooks._clipping.gradients import Call, Gradients
 from robo_orchard_fasthooks._clipping.groups import Group
 from robo_orchard_fasthooks._cuda_graph.capture import CudaGraph, Work
 from robo_orchard_fasthooks._cuda_graph.tables import Tables
+from robo_orchard_fasthooks._snapshot import Snapshot
 
 # None of these was measured on a GPU.
 _CALLS = 3
@@ -39,10 +40,12 @@ _DEBT = 64
 _REST = 1000
 """Calls for which nothing is tried then."""
 
-_ARE_AT = "_tensors_data_ptrs_at_indices_equal"
-"""A function of torch._C, of CUDA builds only."""
+# torch makes an object of a stream in 10 us, or 60 if the caches are cold.
+_current_stream: Any = getattr(
+    torch._C, "_cuda_getCurrentRawStream", torch.cuda.current_stream
+)
 
-_Prepare = Callable[[], tuple[Work, Tables]]
+_Prepare = Callable[[Group], "tuple[Work, Tables] | None"]
 
 
 def clip_by_norm(
@@ -53,24 +56,23 @@ def clip_by_norm(
 ) -> tuple[Tensor, Any]:
     """Clips as algorithm.clip_by_norm, if it can by a CUDA graph."""
     max_norm, norm_type = float(max_norm), float(norm_type)
-    group = _eligible(call)
+
+    def prepare(group: Any) -> tuple[Work, Tables]:
+        tables = Tables(group.grads)
+
+        def work() -> Tensor:
+            total_norm: Tensor = group.plan.norm(group.grads, norm_type)
+            coefficient = algorithm.coefficient_of(total_norm, max_norm)
+            tables.multiply_(group.plan.groups(group.grads), coefficient)
+            return total_norm
+
+        return work, tables
+
     # For error_if_nonfinite, the host has to read the norm.
-    if group is not None and not error_if_nonfinite:
-
-        def prepare() -> tuple[Work, Tables]:
-            tables = Tables(group.grads)
-
-            def work() -> Tensor:
-                total_norm: Tensor = group.plan.norm(group.grads, norm_type)
-                coefficient = algorithm.coefficient_of(total_norm, max_norm)
-                tables.multiply_(group.plan.groups(group.grads), coefficient)
-                return total_norm
-
-            return work, tables
-
+    if not error_if_nonfinite:
         # As text, -0.0 is not 0.0.
         settings = "norm", repr(max_norm), repr(norm_type)
-        is_done, total_norm = _run(call, group, settings, prepare)
+        is_done, total_norm = _run(call, settings, prepare)
         if is_done:
             return total_norm, None
     return algorithm.clip_by_norm(
@@ -81,23 +83,31 @@ def clip_by_norm(
 def clip_by_value(call: Call, clip_value: float) -> None:
     """Clips as algorithm.clip_by_value, if it can by a CUDA graph."""
     clip_value = float(clip_value)
-    group = _eligible(call)
-    if group is not None and group.plan.can_clamp(clip_value):
 
-        def prepare() -> tuple[Work, Tables]:
-            tables = Tables(group.grads, clip_value)
-            by_dtype = group.plan.groups(group.grads)
-            return lambda: tables.clamp_(by_dtype), tables
+    def prepare(group: Any) -> tuple[Work, Tables] | None:
+        if not group.plan.can_clamp(clip_value):
+            return None
+        tables = Tables(group.grads, clip_value)
+        by_dtype = group.plan.groups(group.grads)
+        return lambda: tables.clamp_(by_dtype), tables
 
-        settings = "value", repr(clip_value)
-        is_done, _ = _run(call, group, settings, prepare)
-        if is_done:
-            return
-    algorithm.clip_by_value(call, clip_value)
+    is_done, _ = _run(call, ("value", repr(clip_value)), prepare)
+    if not is_done:
+        algorithm.clip_by_value(call, clip_value)
 
 
-def _eligible(call: Call) -> Any:
-    """The group of plain gradients on CUDA; None if there are others."""
+def _device(params: list[Tensor]) -> torch.device | None:
+    """The CUDA device on which gradients may be."""
+    cuda: Any = torch.cuda  # torch does not type all of it.
+    # Where CUDA is not initialized, they are fake.
+    if not params or torch.version.hip or not cuda.is_initialized():
+        return None
+    device = params[0].device
+    return device if device.type == "cuda" else None
+
+
+def _eligible(call: Call, device: torch.device) -> Any:
+    """The group of plain gradients on the device; None if there are others."""
     if type(call.gradients) is not Gradients or len(call.groups) != 1:
         return None
     group: Any = call.groups[0]
@@ -105,8 +115,7 @@ def _eligible(call: Call) -> Any:
         not isinstance(group, Group)
         or group.mesh is not None
         or group.plan is None
-        or group.plan.device.type != "cuda"
-        or torch.version.hip is not None
+        or group.plan.device != device
         or not group.plan.is_writable
         or type(group.grads[0]) is not Tensor
     ):
@@ -114,51 +123,56 @@ def _eligible(call: Call) -> Any:
     return group
 
 
-# A graph is freed with the plans of the list that it belongs to.
-_REPLAYS: WeakKeyDictionary[Gradients, _Replays] = WeakKeyDictionary()
-
-
 def _run(
-    call: Call, group: Any, settings: tuple[str, ...], prepare: _Prepare
+    call: Call, settings: tuple[str, ...], prepare: _Prepare
 ) -> tuple[bool, Any]:
-    replays = _REPLAYS.get(call.gradients)
+    replays: _Replays | None = call.gradients.replays
     if replays is None:
-        replays = _REPLAYS[call.gradients] = _Replays()
+        replays = call.gradients.replays = _Replays()
     if replays.rest:
         replays.rest -= 1
         return False, None
-    with torch.cuda.device(group.plan.device):
-        # What is prepared on the host would not outlive a capture by somebody
-        # else.
-        if torch.cuda.is_current_stream_capturing():
-            return False, None
-        return replays(group, settings, prepare)
+    device = _device(call.params)
+    if device is None:
+        return False, None
+    if torch.cuda.current_device() != device.index:
+        with torch.cuda.device(device):
+            return _run(call, settings, prepare)
+    # What is prepared on the host would not outlive a capture by somebody
+    # else.
+    if torch.cuda.is_current_stream_capturing():
+        return False, None
+    return replays(call, device, settings, prepare)
+
+
+def _same_as(call: Call, group: Any) -> Callable[[Call], bool]:
+    """Makes a function that tells whether a call has the same gradients."""
+    with suppress(AttributeError):  # Not every torch has such an API.
+        matches = Snapshot(call.params, Tensor).matches
+        return lambda call: matches(call.params)
+    plan, addresses = group.plan, _addresses(group.grads)
+
+    def is_same(call: Call) -> bool:
+        group = _eligible(call, plan.device)
+        is_planned = group is not None and group.plan is plan
+        return is_planned and _addresses(group.grads) == addresses
+
+    return is_same
+
+
+def _addresses(grads: list[Tensor]) -> list[int]:
+    return list(map(Tensor.data_ptr, grads))
 
 
 class _Entry:
     """Gradients at some addresses, to be clipped in some way."""
 
-    def __init__(self, key: Any):
-        self._key = key
-        # All addresses are read when the key comes again.
-        self.addresses: list[int] = []
-        self._indices: list[int] = []
+    def __init__(self, way: Any, sample: list[int]):
+        self.way, self.sample = way, sample
+        # All gradients are looked at when the sample comes again.
+        self.is_same: Callable[[Call], bool] | None = None
         self.calls = 0
         self.graph: CudaGraph | None = None
-
-    def is_for(self, key: Any, grads: list[Tensor]) -> bool:
-        if key != self._key:
-            return False
-        if not self.addresses:
-            self.addresses = list(map(Tensor.data_ptr, grads))
-            self._indices = list(range(len(grads)))
-            return True
-        # torch's own comparison takes 50 ns for each gradient, a list of its
-        # addresses 80.
-        are_at = getattr(torch._C, _ARE_AT, None)
-        if are_at is not None:
-            return bool(are_at(grads, self.addresses, self._indices))
-        return list(map(Tensor.data_ptr, grads)) == self.addresses
 
 
 class _Replays:
@@ -171,7 +185,11 @@ class _Replays:
         self._lock = Lock()
 
     def __call__(
-        self, group: Any, settings: tuple[str, ...], prepare: _Prepare
+        self,
+        call: Call,
+        device: torch.device,
+        settings: tuple[str, ...],
+        prepare: _Prepare,
     ) -> tuple[bool, Any]:
         """Replays or captures the work; returns whether it did, and the norm.
 
@@ -182,43 +200,48 @@ class _Replays:
         if not self._lock.acquire(blocking=False):
             return False, None
         try:
-            grads = group.grads
-            stream: Any = torch.cuda.current_stream(group.plan.device)
-            key = (
-                settings,
-                stream.cuda_stream,
-                torch.is_autocast_enabled("cuda"),
-                group.plan,  # For the same types, dtypes and layouts.
-                # So that addresses which never repeat cost next to nothing.
-                grads[0].data_ptr(),
-                grads[len(grads) // 2].data_ptr(),
-                grads[-1].data_ptr(),
-            )
-            entry = self._entry(key, grads)
-            if entry.graph is not None:
+            stream = _current_stream(device.index)
+            way = settings, stream, torch.is_autocast_enabled("cuda")
+            entry = self._known(way, call)
+            if entry is not None and entry.graph is not None:
                 return self._replay(entry.graph)
+            group = _eligible(call, device)
+            if group is None:
+                return False, None
+            if entry is None:
+                entry = self._sampled(way, call, group)
             entry.calls += 1
             self._debt += 1
             if self._debt > _DEBT:
                 self._forget(_REST)
                 return False, None
             # The kernel would race where a gradient is there twice.
-            if entry.calls != _CALLS or _has_repeats(entry.addresses):
+            if entry.calls != _CALLS or _has_repeats(group.grads):
                 return False, None
-            return True, self._capture(entry, prepare)
+            return self._capture(entry, prepare, group)
         finally:
             self._lock.release()
 
-    def _entry(self, key: Any, grads: list[Tensor]) -> _Entry:
-        entries = self._entries
-        for index, entry in enumerate(entries):
-            if entry.is_for(key, grads):
-                del entries[index]
-                break
-        else:
-            entry = _Entry(key)
-            del entries[_KEYS - 1 :]
-        entries.insert(0, entry)
+    def _known(self, way: Any, call: Call) -> _Entry | None:
+        for entry in self._entries:
+            if entry.is_same and entry.way == way and entry.is_same(call):
+                self._entries.remove(entry)
+                self._entries.insert(0, entry)
+                return entry
+        return None
+
+    def _sampled(self, way: Any, call: Call, group: Any) -> _Entry:
+        # So that addresses which never repeat cost next to nothing.
+        first, middle = group.grads[0], group.grads[len(group.grads) // 2]
+        sample = _addresses([first, middle, group.grads[-1]])
+        for entry in self._entries:
+            known = entry.way, entry.sample
+            if entry.is_same is None and known == (way, sample):
+                entry.is_same = _same_as(call, group)
+                return entry
+        entry = _Entry(way, sample)
+        del self._entries[_KEYS - 1 :]
+        self._entries.insert(0, entry)
         return entry
 
     def _replay(self, graph: CudaGraph) -> tuple[bool, Any]:
@@ -230,10 +253,15 @@ class _Replays:
         self._debt = max(0, self._debt - 1)
         return True, result
 
-    def _capture(self, entry: _Entry, prepare: _Prepare) -> Any:
-        self._debt += _COST
+    def _capture(
+        self, entry: _Entry, prepare: _Prepare, group: Any
+    ) -> tuple[bool, Any]:
         with torch.set_grad_enabled(False):
-            work, kept = prepare()
+            prepared = prepare(group)
+            if prepared is None:
+                return False, None
+            self._debt += _COST
+            work, kept = prepared
             # Done before it is captured: a capture that fails loses nothing,
             # and what is compiled, planned or copied to the device exists.
             result = work()
@@ -241,7 +269,7 @@ class _Replays:
                 entry.graph = CudaGraph(work, kept)
             except Exception as error:
                 self._give_up("captured", error)
-        return result
+        return True, result
 
     def _give_up(self, what: str, error: Exception) -> None:
         self._forget(float("inf"))
@@ -255,6 +283,6 @@ class _Replays:
         self._entries, self._debt, self.rest = [], 0, rest
 
 
-def _has_repeats(addresses: list[int]) -> bool:
-    present = list(filter(None, addresses))  # Empty gradients are at 0.
+def _has_repeats(grads: list[Tensor]) -> bool:
+    present = list(filter(None, _addresses(grads)))  # Empty ones are at 0.
     return len(set(present)) < len(present)

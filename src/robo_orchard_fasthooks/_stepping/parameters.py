@@ -85,9 +85,10 @@ class OptimizerParameters:
 
     def call(self, params: list[Tensor]) -> Call:
         """The gradients of some of the parameters."""
-        return self.gradients.call(
+        return Call(
+            self.gradients,
             params,
-            name=lambda index: f"the gradient of {self.name(params[index])}",
+            lambda index: f"the gradient of {self.name(params[index])}",
         )
 
     def name(self, param: Tensor) -> str:

@@ -1,0 +1,110 @@
+"""Whether the gradients of parameters are still where, and what, they were.
+
+torch tells that by the C exchange API of DLPack, without a call of Python.
+"""
+
+cimport cython
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport (
+    int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+)
+from libc.string cimport memcmp, memset
+
+
+cdef extern from *:
+    void __builtin_prefetch(char *address)
+
+# By how many gradients caches are filled ahead: it saves a quarter of the time
+# where they were empty. To fetch from where nothing is does no harm.
+cdef enum: AHEAD = 8
+
+
+cdef struct Head:
+    char *data
+    int32_t device_type, device_id, ndim
+    uint8_t code, bits
+    uint16_t lanes
+
+
+cdef struct View:  # DLTensor of dlpack.h.
+    Head head
+    int64_t *shape
+    int64_t *strides
+    uint64_t byte_offset
+
+
+cdef struct Exchange:  # DLPackExchangeAPI.
+    uint32_t major, minor
+    void *older_api
+    void *allocate
+    void *from_tensor
+    void *to_tensor
+    int (*view)(void *tensor, View *view) except -1
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Snapshot:
+    cdef object kind
+    cdef Exchange *api
+    cdef bytes seen  # Of each gradient: head, shape, strides.
+    cdef bytes shapes  # Where they were, which is within torch's tensors.
+
+    def __cinit__(self, list params, kind):
+        cdef View view
+        cdef size_t size
+        self.kind = kind
+        self.api = <Exchange *>PyCapsule_GetPointer(
+            kind.__dlpack_c_exchange_api__, "dlpack_exchange_api"
+        )
+        if self.api.major != 1:
+            raise AttributeError("DLPack has another version than 1")
+        seen, shapes = [], []
+        for param in params:
+            self.look(param.grad, &view)
+            size = view.head.ndim * sizeof(int64_t)
+            seen.append((<char *>&view.head)[:sizeof(Head)])
+            seen.append((<char *>view.shape)[:size])
+            seen.append((<char *>view.strides)[:size])
+            shapes.append((<char *>&view.shape)[:sizeof(char *)])
+        self.seen = b"".join(seen)
+        self.shapes = b"".join(shapes) + bytes(AHEAD * sizeof(char *))
+
+    cdef int look(self, grad, View *view) except -1:
+        if grad is None:
+            memset(view, 0, sizeof(View))  # There is no device type 0.
+            return 0
+        if type(grad) is not self.kind:
+            raise TypeError
+        self.api.view(<void *>grad, view)
+        view.head.data += view.byte_offset
+        return 0
+
+    def matches(self, list params):
+        cdef View view
+        cdef size_t size
+        cdef const char *seen = self.seen
+        cdef const char *end = seen + len(self.seen)
+        cdef char **ahead = <char **><char *>self.shapes + AHEAD
+        for param in params:
+            if seen == end:
+                return False
+            __builtin_prefetch(ahead[0] - 64)
+            __builtin_prefetch(ahead[0])
+            __builtin_prefetch(ahead[0] + 64)
+            ahead += 1
+            try:
+                self.look(param.grad, &view)
+            except Exception:  # As of a sparse gradient.
+                return False
+            if memcmp(&view.head, seen, sizeof(Head)):
+                return False
+            seen += sizeof(Head)
+            size = view.head.ndim * sizeof(int64_t)
+            if (
+                memcmp(view.shape, seen, size)
+                or memcmp(view.strides, seen + size, size)
+            ):
+                return False
+            seen += 2 * size
+        return seen == end

@@ -1,0 +1,6 @@
+from typing import Any, final
+
+@final
+class Snapshot:
+    def __new__(cls, params: list[Any], kind: type) -> Snapshot: ...
+    def matches(self, params: list[Any]) -> bool: ...
