@@ -61,7 +61,8 @@ cdef class Snapshot:
             raise AttributeError("DLPack has another version than 1")
         seen, shapes = [], []
         for param in params:
-            self.look(param.grad, &view)
+            grad = param.grad  # A view refers to what this keeps alive.
+            self.look(grad, &view)
             size = view.head.ndim * sizeof(int64_t)
             seen.append((<char *>&view.head)[:sizeof(Head)])
             seen.append((<char *>view.shape)[:size])
@@ -94,7 +95,8 @@ cdef class Snapshot:
             __builtin_prefetch(ahead[0] + 64)
             ahead += 1
             try:
-                self.look(param.grad, &view)
+                grad = param.grad
+                self.look(grad, &view)
             except Exception:  # As of a sparse gradient.
                 return False
             if memcmp(&view.head, seen, sizeof(Head)):
