@@ -35,6 +35,7 @@ from helpers.gradients import (
     same_bits,
     without_races,
 )
+from robo_orchard_fasthooks._clipping import local
 from robo_orchard_fasthooks.clip import (
     clip_grad_norm_,
     clip_grad_value_,
@@ -253,9 +254,13 @@ TWELVE = [
 ]
 
 
-@pytest.mark.parametrize("norm_type", [2.0, math.inf])
-def test_what_was_planned_for_other_gradients(norm_type):
+@pytest.mark.parametrize(
+    ("norm_type", "guards"), [(2.0, True), (math.inf, True), (2.0, False)]
+)
+def test_what_was_planned_for_other_gradients(norm_type, guards, monkeypatch):
     """Plans are kept by the length of the list: twelve follow another."""
+    if not guards:  # As in a torch that does not have these.
+        monkeypatch.setattr(local, "_TensorGuards", None)
     choose = random.Random(0)
     for seed, runs in enumerate(choose.choices(TWELVE, k=400)):
         case = Case(runs, seed, mixed=choose.random() < 0.5)

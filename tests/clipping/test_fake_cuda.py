@@ -138,6 +138,20 @@ def test_foreach_kernels_alone(mesh, fake, call, dtypes, is_sharded):
         assert calls.of("_foreach_mul_") == each
 
 
+def test_gradients_that_no_fused_kernel_multiplies(fake):
+    """Those without dimensions or with gaps take a call of their own."""
+    fused = [((4, 3), (3, 1)), ((4, 3), (1, 4)), ((5,), (1,))]
+    others = [((), ()), ((4, 3), (6, 2))]
+    params = parameters(1)
+    for shape, strides in fused + others:
+        grad = torch.empty_strided(shape, strides, dtype=BF16, device="cuda")
+        params.append(torch.nn.Parameter(torch.zeros_like(grad)))
+        params[-1].grad = grad
+    with Calls() as calls:
+        by_norm(params)
+    assert sorted(calls.of("_foreach_mul_")) == [1, len(others), len(fused)]
+
+
 def test_only_an_error_waits(fake):
     """To raise an error if the norm is not finite, the host has to know it."""
     params = parameters(4)
