@@ -37,7 +37,7 @@ cdef extern from "Python.h":
     PyObject* PyMethod_GET_FUNCTION(object method)
     PyObject* PyFunction_GET_CODE(object function)
     int CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
-    # Without cimport cpython.dict's check of errors; see `begin`.
+    # Without the error check of cpython.dict's declaration; see `begin`.
     PyObject* _find "PyDict_GetItemWithError"(dict, object) noexcept
     void PyErr_Clear()
 
@@ -59,8 +59,9 @@ cdef class Registrations:
     cdef long long _changes
     # The class's version when there was no other `begin`; 0 if not known.
     cdef unsigned int _checked_version
-    # Whether this is a LabChannel, and whether that sets `arg.exception`.
-    cdef readonly bint _in_place
+    # Whether this is a LabChannel, which leaves `arg.exception` as it is, but
+    # for one that sets it to an error and, as RoboOrchardLab 0.5, keeps it.
+    cdef readonly bint _is_lab
     cdef readonly bint _publishes_exception
     # What times the hooks, or None, and the number of its recording, or 0.
     cdef readonly Recorder _recorder
@@ -128,7 +129,7 @@ Returns:
             TypeError: The object is not a hook, or is not hashable.
         """
         _check_hook(hook)
-        # First, so that no hook stays that nobody can remove if memory is out.
+        # First: if memory runs out, no hook may stay without a handle.
         handle = RemoveableHandle(partial(self._discard, (hook,)))
         try:
             self._members[hook] = None
@@ -203,7 +204,7 @@ cdef tuple _hooks_to_merge(object channel, object other):
 
 
 cdef dict _without_members(tuple hooks, object members):
-    # Calls what merging calls, so that it raises before anything has changed.
+    # Calls every method that merging does: errors come before any change.
     cdef dict added = {}
     for hook in hooks:
         _check_hook(hook)
@@ -217,9 +218,10 @@ def check_merge(list pairs):
     cdef list added = []
     for channel, other in pairs:
         hooks = _hooks_to_merge(channel, other)
-        members = getattr(channel, "_context_handlers", ())
         if isinstance(channel, Registrations):
             members = (<Registrations>channel)._members
+        else:
+            members = getattr(channel, "_context_handlers", ())
         added.append(_without_members(hooks, members))
     return added
 
@@ -258,12 +260,10 @@ class LabChannel(HookContextChannel[T]):
         return channel_repr(self, core.HookContextChannel)
 
     def __copy__(self):
-        cdef Registrations channel = self
-        return in_place(self.__getstate__(), channel._publishes_exception)
+        return lab_channel(self.__getstate__(), self._publishes_exception)
 
     def __deepcopy__(self, memo):
-        cdef Registrations channel = self
-        memo[id(self)] = copy = in_place({}, channel._publishes_exception)
+        memo[id(self)] = copy = lab_channel({}, self._publishes_exception)
         copy.__setstate__(deepcopy(self.__getstate__(), memo))
         return copy
 
@@ -275,11 +275,11 @@ class LabChannel(HookContextChannel[T]):
         return copyreg._reconstructor, reconstruct, state
 
 
-def in_place(state, publishes_exception):
+def lab_channel(state, publishes_exception):
     # With `publishes_exception`, a scope whose body raises leaves
     # `arg.exception` set, as in RoboOrchardLab 0.5 and later.
     cdef Registrations channel = LabChannel.__new__(LabChannel)
-    channel._in_place = True
+    channel._is_lab = True
     channel._publishes_exception = publishes_exception
     channel.__setstate__(state)
     return channel
@@ -293,10 +293,10 @@ cdef inline Scope _open(Registrations channel, object arg):
     return scope
 
 
-# Making the scope without a call of `channel.begin` saves 20 of 105 ns, if the
-# channel has no other. A class gets another version whenever it or a base
-# changes, and 0 when none is left; so comparing versions stands for a lookup
-# of `begin`, which also gives the class a version.
+# `channel.begin` need not be called, which saves 20 of 105 ns, unless it has
+# been overridden. CPython gives a class a new version whenever it or a base
+# changes (0 when it has none left), so an equal version stands for a lookup of
+# `begin`. It is the lookup below that makes CPython assign one.
 cdef inline bint _has_own_begin(Registrations channel) except -1:
     cdef PyTypeObject* cls = Py_TYPE(channel)
     if cls.tp_version_tag == channel._checked_version != 0:
@@ -314,9 +314,9 @@ cdef object _MISSING = object()
 
 
 def begin(self, channel, arg=_MISSING):
-    """Is `PipelineHooks.begin`, which has its docstring."""
+    """Implements `PipelineHooks.begin`, which sets this docstring."""
     cdef PyObject* found = NULL
-    if arg is _MISSING:
+    if arg is _MISSING:  # Cython's own error would count `self`.
         raise TypeError("begin() missing 1 required argument: 'arg'")
     hooks = getattr(self, "hooks", None)
     if type(hooks) is dict:
@@ -459,7 +459,7 @@ cdef class Scope:
         return True
 
     cdef inline int _leave(self, object error) except -1:
-        if self.channel._in_place:
+        if self.channel._is_lab:
             if error is not None and self.channel._publishes_exception:
                 _set_exception(self.arg, error)
             if self._begin_phase():
@@ -469,8 +469,9 @@ cdef class Scope:
             try:
                 _run(self, "after", "_after")
             finally:
-                # If the argument kept it, traceback, frame and batch would be
-                # a cycle, and a retry when out of memory would lack theirs.
+                # If the argument kept it, traceback, frame and batch would form
+                # a cycle, and a retry after running out of memory could not
+                # have their memory.
                 _set_exception(self.arg, previous)
 
 
@@ -648,9 +649,9 @@ cdef inline bint _is_plain(object callback) except -1:
 class RemoveableHandle(core.RemoveableHandle[CallableType]):
     """Unregisters what was registered.
 
-    Calling the handle unregisters the hook, even if it was registered again
-    since, if it still is. `remove()`, and leaving the handle as a context
-    manager, also disable the handle.
+    Calling the handle unregisters the hook, also if it was registered again,
+    and does nothing if it is not registered. `remove()`, and leaving the
+    handle as a context manager, also disable the handle.
 
     Args:
         hook (Callable): The function that unregisters.

@@ -49,12 +49,12 @@ cdef frozenset _MOVES = frozenset(
 def unsupported_reason(cls):
     if type(cls) is not type or not dataclasses.is_dataclass(cls):
         return "it is not a dataclass, or it has a metaclass"
-    names = {field.name: field for field in dataclasses.fields(cls)}
+    names = [field.name for field in dataclasses.fields(cls)]
     return _unsupported_class(cls, names) or _unsupported_init(cls, names)
 
 
 cdef object _unsupported_class(cls, names):
-    """The reason why setting a field is more than writing to `__dict__`."""
+    """The reason why setting a field does more than that, or None."""
     for name in ("__new__", "__setattr__", "__getattribute__"):
         if getattr(cls, name) is not getattr(object, name):
             return f"it has a {name}"
@@ -70,7 +70,7 @@ cdef object _unsupported_class(cls, names):
     return None
 
 
-cdef object _unsupported_init(cls, dict names):
+cdef object _unsupported_init(cls, names):
     """The reason why `__init__` is more than setting fields, or None."""
     init = vars(cls).get("__init__")
     if type(init) is not FunctionType:
@@ -174,7 +174,7 @@ cdef class _Construction:
         return True
 
     cdef tuple analyze(self, tuple keywords):
-        """Returns `last_call` for these keywords, None if Python must act."""
+        """Returns `last_call` for these keywords; None if `__init__` must run."""
         cdef Py_ssize_t required = 0
         defaults = []
         for keyword in keywords:
@@ -252,7 +252,7 @@ cdef object _construct(
                             <object>args[index],
                         )
                 return _instance(cls, namespace)
-    # Out of memory, Cython 3.3.1 gives up a list comprehension's item twice.
+    # Out of memory, Cython 3.3.1 releases a list comprehension's item twice.
     arguments = []
     for index in range(positional):
         arguments.append(<object>args[index])
@@ -295,17 +295,15 @@ def copying(cls, original):
         **kwargs,
     ):
         cdef _Construction construction = _construction
-        cdef dict namespace = None
+        cdef dict held, namespace = None
         if (
             construction is not None
             and type(self) is construction.cls
             and construction.is_unchanged()
         ):
-            namespace = PyObject_GenericGetDict(self, NULL)
-            if construction.are_fields(namespace):
-                namespace = PyDict_Copy(namespace)
-            else:
-                namespace = None
+            held = PyObject_GenericGetDict(self, NULL)
+            if construction.are_fields(held):
+                namespace = PyDict_Copy(held)
         cdef bint is_quick = namespace is not None
         cdef dict outputs = namespace if is_quick and has_batch else kwargs
         cdef dict loss = namespace if is_quick and has_loss else kwargs

@@ -39,7 +39,7 @@ cdef class Stats:
         self.add(time)
 
     def quantile(self, q):
-        """Estimates a quantile from the histogram, to within 13%."""
+        """Estimates a quantile from the histogram, to within 7%."""
         cdef long long left = max(1, int(q * self.count + 0.5))
         cdef int bucket
         for bucket in range(BUCKETS):

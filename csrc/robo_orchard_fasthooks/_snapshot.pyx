@@ -1,6 +1,6 @@
-"""Whether the gradients of parameters are still where, and what, they were.
+"""Whether gradients still have the memory and the metadata that they had.
 
-torch tells that by the C exchange API of DLPack, without a call of Python.
+It reads them by torch's C exchange API of DLPack, without calling Python.
 """
 
 cimport cython
@@ -14,8 +14,8 @@ from libc.string cimport memcmp, memset
 cdef extern from *:
     void __builtin_prefetch(char *address)
 
-# By how many gradients caches are filled ahead: it saves a quarter of the time
-# where they were empty. To fetch from where nothing is does no harm.
+# How many gradients ahead to prefetch: saves a quarter of the time when caches
+# are cold. Prefetching an invalid address does no harm.
 cdef enum: AHEAD = 8
 
 
@@ -48,7 +48,7 @@ cdef class Snapshot:
     cdef object kind
     cdef Exchange *api
     cdef bytes seen  # Of each gradient: head, shape, strides.
-    cdef bytes shapes  # Where they were, which is within torch's tensors.
+    cdef bytes ahead  # The addresses of the shapes, to be prefetched.
 
     def __cinit__(self, list params, kind):
         cdef View view
@@ -69,7 +69,7 @@ cdef class Snapshot:
             seen.append((<char *>view.strides)[:size])
             shapes.append((<char *>&view.shape)[:sizeof(char *)])
         self.seen = b"".join(seen)
-        self.shapes = b"".join(shapes) + bytes(AHEAD * sizeof(char *))
+        self.ahead = b"".join(shapes) + bytes(AHEAD * sizeof(char *))
 
     cdef int look(self, grad, View *view) except -1:
         if grad is None:
@@ -86,14 +86,14 @@ cdef class Snapshot:
         cdef size_t size
         cdef const char *seen = self.seen
         cdef const char *end = seen + len(self.seen)
-        cdef char **ahead = <char **><char *>self.shapes + AHEAD
+        cdef char **next_shape = <char **><char *>self.ahead + AHEAD
         for param in params:
             if seen == end:
                 return False
-            __builtin_prefetch(ahead[0] - 64)
-            __builtin_prefetch(ahead[0])
-            __builtin_prefetch(ahead[0] + 64)
-            ahead += 1
+            __builtin_prefetch(next_shape[0] - 64)
+            __builtin_prefetch(next_shape[0])
+            __builtin_prefetch(next_shape[0] + 64)
+            next_shape += 1
             try:
                 grad = param.grad
                 self.look(grad, &view)

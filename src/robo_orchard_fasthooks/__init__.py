@@ -33,7 +33,7 @@ __all__ += optimizer.__all__
 
 __version__: str
 
-# To a type checker, every name would be one of the module's.
+# Type checkers would take any name for one of the module's.
 if not TYPE_CHECKING:
 
     def __getattr__(name):

@@ -1,4 +1,4 @@
-"""Errors about objects that are no hooks, which say what to do instead."""
+"""Errors for objects that are not hooks, which say what to do instead."""
 
 import functools
 import inspect

@@ -54,7 +54,7 @@ def _scope(self: Any, arg: Any) -> Iterator[Any]:
         error = raised
         raise
     finally:
-        if self._in_place:
+        if self._is_lab:
             if error is not None and self._publishes_exception:
                 _set_exception(arg, error)
             for hook in self._context_handlers:

@@ -52,8 +52,8 @@ def clip_grad_norm_(
             are clipped: plain tensors or DTensors of any floating or complex
             dtype, of any device meshes and placements. A parameter that is
             listed twice counts, and is scaled, twice; on CUDA, where the
-            foreach kernels of torch race in that case, its gradient is not
-            defined. With DTensors, every rank has to call this with the same
+            foreach kernels of torch race in that case, its gradient is
+            undefined. With DTensors, every rank has to call this with the same
             parameters.
         max_norm (float): The largest norm.
         norm_type (float): The p of the p-norm, `inf` included.

@@ -41,8 +41,8 @@ class GradientClippingHook(PipelineHooks):
         cfg (GradientClippingHookConfig): The settings.
 
     Raises:
-        ValueError: When a scope is left: the arguments have no optimizer, or a
-            setting is invalid.
+        ValueError: When a scope is left: the arguments have no optimizer or no
+            accelerator, or a setting is invalid or not supported there.
         NotImplementedError: When a scope is left: a gradient cannot be clipped
             with these settings.
         RuntimeError: When a scope is left: the norm is not finite and

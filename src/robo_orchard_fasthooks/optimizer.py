@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robo_orchard_fasthooks._stepping.step import mark_stepped
+from robo_orchard_fasthooks._stepping.step import mark_stepped, required
 from robo_orchard_fasthooks.mixin import (
     ClassType,
     HookContext,
@@ -41,18 +41,8 @@ class OptimizerHook(PipelineHooks):
         # The trainer of RoboOrchardLab 0.5 steps the optimizer itself.
         if hasattr(hook_args, "is_optimizer_step_committed"):
             return
-        optimizer = hook_args.optimizer
-        lr_scheduler = hook_args.lr_scheduler
-        if optimizer is None:
-            raise ValueError(
-                "OptimizerHook: the hook arguments have no optimizer; pass "
-                "PipelineHookArgs(..., optimizer=)"
-            )
-        if lr_scheduler is None:
-            raise ValueError(
-                "OptimizerHook: the hook arguments have no lr_scheduler; pass "
-                "PipelineHookArgs(..., lr_scheduler=)"
-            )
+        optimizer = required("OptimizerHook", hook_args, "optimizer")
+        lr_scheduler = required("OptimizerHook", hook_args, "lr_scheduler")
         optimizer.step()
         lr_scheduler.step()
         optimizer.zero_grad()

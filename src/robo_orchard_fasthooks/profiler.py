@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-@runtime_checkable
+@runtime_checkable  # pydantic checks parameters by isinstance.
 class _HasChannels(Protocol):
     @property
     def hooks(self) -> Mapping[Any, Any]: ...

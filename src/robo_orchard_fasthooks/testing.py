@@ -101,7 +101,7 @@ class Counting:
         )
 
     def results(self) -> dict[str, float]:
-        """Returns the instructions of each work, the least of one name."""
+        """Returns the instructions by name, the least of several counts."""
         out, err = self._process.communicate()
         with self._folder:
             if self._process.returncode:

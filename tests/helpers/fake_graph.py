@@ -23,7 +23,7 @@ from robo_orchard_fasthooks._clipping.local import LocalPlan
 from robo_orchard_fasthooks._cuda_graph import replay
 
 CALLS_AT_REST = replay._REST
-GRAPHS = replay._KEYS
+GRAPHS = replay._ENTRIES
 CAPTURES = replay._DEBT // replay._COST
 """Captures without a replay, after which no more are tried."""
 

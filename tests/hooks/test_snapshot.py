@@ -7,7 +7,7 @@ import pytest
 
 from helpers.hooks import HookContext, Logging
 from robo_orchard_fasthooks import HookContextChannel
-from robo_orchard_fasthooks._dispatch import in_place
+from robo_orchard_fasthooks._dispatch import lab_channel
 
 
 def run(channel):
@@ -23,7 +23,7 @@ def quiet():
 def channel(request):
     if request.param == "ours":
         return HookContextChannel("on_step")
-    return in_place({"name": "on_step"}, False)
+    return lab_channel({"name": "on_step"}, False)
 
 
 @pytest.mark.parametrize("dispatched", [False, True])

@@ -11,10 +11,7 @@ from robo_orchard_fasthooks._clipping.groups import Group, TorchGroup, full
 
 
 def clip_by_norm(
-    call: Call,
-    max_norm: float,
-    norm_type: float = 2.0,
-    error_if_nonfinite: bool = False,
+    call: Call, max_norm: float, norm_type: float, error_if_nonfinite: bool
 ) -> tuple[Tensor, Any]:
     """Clips as `clip_grad_norm_` does; returns what `total_norm` does."""
     # As torch.no_grad(), in half its time: 0.6 us.
@@ -61,7 +58,7 @@ def scale_to_norm_(call: Call, max_norm: float, norm: Tensor) -> None:
     left = [g for g in call.groups if isinstance(g, TorchGroup)]
     ours = [g for g in call.groups if isinstance(g, Group) and g.plan]
     # Multiplying by 1 reads and writes every gradient for nothing, but for
-    # signs of complex zeros; on CUDA, to look at it is to wait for the device.
+    # signs of complex zeros; on CUDA, reading it would wait for the device.
     if ours and coefficient.is_cpu and coefficient.item() >= 1:
         ours = [g for g in ours if g.plan and g.plan.has_complex]
     if left or not all(g.plan and g.plan.is_writable for g in ours):
@@ -96,7 +93,7 @@ def clip_by_value(call: Call, clip_value: float) -> None:
 
 
 def is_clampable(group: Group | TorchGroup, clip_value: float) -> bool:
-    """Whether no check of clipping by value can find a fault."""
+    """Whether clipping by value cannot be refused, judged by the plan."""
     if isinstance(group, TorchGroup) or group.is_partial:
         return False
     plan = group.plan

@@ -1,4 +1,4 @@
-"""torch's foreach functions, called so that few launches give torch's bits."""
+"""torch's foreach functions, in few launches and bitwise equal to torch."""
 
 from collections.abc import Iterable
 from itertools import compress
@@ -59,10 +59,10 @@ def _has_fused_kernel(tensor: Tensor) -> bool:
     return tensor.permute(order).is_contiguous()
 
 
-def on_device(values: list[Any], device: torch.device) -> Tensor:
+def on_device(values: list[Any] | Tensor, device: torch.device) -> Tensor:
     """Makes a vector on a device, without waiting for the device."""
     # Not on torch's default device, which may be another one.
-    vector = torch.tensor(values, device="cpu")
+    vector = torch.as_tensor(values, device="cpu")
     if device.type != "cuda":
         return vector.to(device)
     if type(vector) is Tensor:

@@ -98,7 +98,7 @@ class FSDP1Gradients(Gradients):
     def multiply_(self, group: Group, coefficient: Tensor) -> None:
         if not self._sharded:
             return super().multiply_(group, coefficient)
-        for grads in by_dtype(group.grads) if group.grads else ():
+        for grads in by_dtype(group.grads):
             torch._foreach_mul_(grads, coefficient.to(grads[0]))
 
 

@@ -33,10 +33,10 @@ class Call:
 
     @property
     def groups(self) -> Groups:
-        """The gradients that exist on this rank; a replay does not list them.
+        """The gradients of this rank, grouped on first use.
 
-        Every rank has to compute the norms of those of meshes, whichever
-        gradients it has.
+        Every rank has to compute the norms of the groups of meshes, even if
+        it lacks their gradients.
         """
         if self._groups is None:
             grads = self.given

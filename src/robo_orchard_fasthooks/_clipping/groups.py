@@ -20,10 +20,8 @@ class Group:
     is_partial: bool = False  # Whether a DTensor has yet to be reduced.
 
     def norm(self, norm_type: float) -> Tensor | None:
-        """Computes the norm over all ranks; None if no rank has a gradient."""
-        if self.plan is None:
-            return None
-        return self.plan.norm(self.grads, norm_type)
+        """Computes the norm; None if there is no gradient."""
+        return self.plan.norm(self.grads, norm_type) if self.plan else None
 
 
 @dataclass(eq=False)
@@ -36,7 +34,7 @@ class TorchGroup:
     is_partial: bool = False
 
     def norm(self, norm_type: float) -> Tensor | None:
-        """Computes the norm over all ranks; None if there is no gradient."""
+        """Computes the norm; None if there is no gradient."""
         if not self.grads:
             return None
         return full(clip_grad._get_total_norm(self.grads, norm_type))

@@ -55,7 +55,7 @@ class LocalGradients:
     def __init__(self) -> None:
         self._kept: LocalPlan | None = None
         self._count = 0
-        self._are_alike: Callable[..., bool] = bool
+        self._are_alike: Callable[..., bool]
 
     def plan(self, grads: list[Tensor]) -> LocalPlan | None:
         """Returns a plan for these gradients.
@@ -101,7 +101,7 @@ def _guard(grads: list[Tensor]) -> Callable[..., bool]:
     """Makes a function that tells whether other gradients are like these.
 
     They are if types, dispatch keys, dtypes, devices, sizes and strides are
-    equal. torch's own check takes 77 ns for each gradient; to read only dtypes
+    equal. torch's own check takes 77 ns for each gradient; reading only dtypes
     and shapes takes 300.
     """
     if _TensorGuards is not None:
@@ -291,7 +291,7 @@ def _vectors(norms: list[Tensor]) -> list[Tensor]:
     """Puts 0-dim norms of one dtype and device into one vector or two."""
     first = norms[0]
     if not first.is_cpu:
-        # To concatenate two with others takes no more launches.
+        # Concatenating two with others takes no more launches.
         if len(norms) < 3:
             return [norm.view(1) for norm in norms]
         return [torch.stack(norms)]

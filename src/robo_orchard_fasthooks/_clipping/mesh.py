@@ -59,18 +59,19 @@ class MeshGroups:
         all_here: bool,
     ) -> list[Group | TorchGroup]:
         """Groups the gradients of parameters; None where there is none."""
-        shown = [
+        # A parameter stands in for a gradient that is missing.
+        like_grads = [
             param if grad is None else grad
             for param, grad in zip(params, grads, strict=True)
         ]
         # FSDP2 gives the gradients of a parameter one spec, step after step.
-        specs = [getattr(tensor, "_spec", _PLAIN) for tensor in shown]
+        specs = [getattr(tensor, "_spec", _PLAIN) for tensor in like_grads]
         if (
             not all_here  # The `grad_dtype` of a parameter may have changed.
             or len(specs) != len(self._specs)
             or not all(map(is_, specs, [spec() for spec in self._specs]))
         ):
-            self._plan(shown)
+            self._plan(like_grads)
             self._specs = [
                 (lambda: _PLAIN) if spec is _PLAIN else ref(spec)
                 for spec in specs
@@ -88,8 +89,8 @@ class MeshGroups:
             )
         return groups
 
-    def _plan(self, shown: list[Tensor]) -> None:
-        kinds = list(map(_kind, shown))
+    def _plan(self, like_grads: list[Tensor]) -> None:
+        kinds = list(map(_kind, like_grads))
         # An equal id is that of the same mesh if that one is alive.
         if kinds == self._kinds and all(
             mesh() is not None for mesh in self._meshes
@@ -98,7 +99,7 @@ class MeshGroups:
         self._kinds = kinds
         meshes = {
             id(tensor.device_mesh): tensor.device_mesh
-            for tensor in shown
+            for tensor in like_grads
             if isinstance(tensor, DTensor)
         }
         self._meshes = [*map(ref, meshes.values())]
@@ -148,6 +149,9 @@ class _MeshPlan:
 
     The mesh is held weakly and its process groups are looked up at each call,
     so that none is used after dist.destroy_process_group.
+
+    `_kinds`, `_partial` and shards are in the order of `_indices`; norms,
+    `whole` and the masks are in `_order`, in which torch sums norms.
     """
 
     def __init__(self, mesh: Any, indices: list[int], kinds: list[_Kind]):
@@ -285,9 +289,9 @@ class _Mask:
         self._mask: Tensor | None = None
 
     def __call__(self, values: list[bool], norms: Tensor) -> Tensor:
-        fits = self._mask is not None and self._values == values
-        if fits and type(norms) is Tensor and self._mask is not None:
-            return self._mask
+        kept = self._mask if self._values == values else None
+        if kept is not None and type(norms) is Tensor:
+            return kept
         mask = on_device(values, norms.device)
         if type(mask) is Tensor:
             self._values, self._mask = values, mask

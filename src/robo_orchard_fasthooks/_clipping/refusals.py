@@ -82,10 +82,6 @@ def cannot_clamp(
     )
 
 
-def unclampable(clip_value: float) -> Check:
-    return lambda grad: cannot_clamp(grad.dtype, grad.is_cuda, clip_value)
-
-
 def inference(grad: Tensor) -> str | None:
     if not local_tensor(grad).is_inference() or (
         torch.is_inference_mode_enabled()
@@ -140,7 +136,7 @@ def by_value(clip_value: float) -> tuple[Check, ...]:
     """All checks for clipping by value."""
     return (
         sparse,
-        unclampable(clip_value),
+        lambda grad: cannot_clamp(grad.dtype, grad.is_cuda, clip_value),
         unreduced("max", "min"),
         overlapping,
         inference,

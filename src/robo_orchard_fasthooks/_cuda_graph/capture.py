@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Work = Callable[[], "Tensor | None"]
+Work = Callable[[], Tensor | None]
 
 _DEFERRED: list[Any] = []
 """Graphs whose owners died during a capture by somebody else."""
@@ -64,7 +64,7 @@ class CudaGraph:
         return None if copy is None else copy.copy_(result)
 
     def __del__(self) -> None:
-        # To destroy a graph ends a capture by somebody else (pytorch#161037).
+        # Destroying a graph would end another capture (pytorch#161037).
         with suppress(Exception):
             if torch.cuda.is_current_stream_capturing():
                 _DEFERRED.append((self._graph, self._kept, self._result))
@@ -72,7 +72,7 @@ class CudaGraph:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Garbage may hold a graph, and to destroy that would end the capture."""
+    """Garbage may hold a graph, whose destruction would end the capture."""
     enabled = gc.isenabled()
     gc.disable()
     try:

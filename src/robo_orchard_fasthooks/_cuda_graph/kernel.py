@@ -1,4 +1,4 @@
-"""The Triton kernel of tables; to import it takes Triton."""
+"""The Triton kernel of tables; importing it needs Triton."""
 
 import triton
 import triton.language as tl
@@ -7,7 +7,7 @@ CHUNK = tl.constexpr(65536)
 """Elements that one program handles; torch's foreach kernels have as many."""
 
 BLOCK = tl.constexpr(2048)
-"""Elements that are loaded at once: with 8 warps, 8 a thread."""
+"""Elements that are loaded at once: with 8 warps, 8 per thread."""
 
 DTYPES = {
     f"torch.{name}": getattr(tl, name)

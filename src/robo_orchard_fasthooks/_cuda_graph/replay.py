@@ -24,35 +24,33 @@ from robo_orchard_fasthooks._snapshot import Snapshot
 
 # None of these was measured on a GPU.
 _CALLS = 3
-"""Calls with the same key after which one is captured."""
+"""The call with the same gradients and settings that captures a graph."""
 
-_KEYS = 4
-"""Keys, and so graphs, that are kept for one list of parameters: the allocator
-may alternate between addresses. A graph keeps 2 MiB or more of the device's
-memory."""
+_ENTRIES = 4
+"""Entries, and so graphs, that are kept for one list of parameters: the
+allocator may alternate between addresses. A graph keeps 2 MiB or more of the
+device's memory."""
 
 _COST = 16
-"""Replays that make up for one capture; one makes up for one miss."""
+"""What a capture adds to the debt. A call that is not replayed adds 1, and a
+replay takes 1 off."""
 
 _DEBT = 64
-"""Misses that are not made up for, above which nothing is tried."""
+"""The debt above which all entries are dropped and nothing is tried."""
 
 _REST = 1000
-"""Calls for which nothing is tried then."""
+"""For how many calls nothing is tried then."""
 
 # torch makes an object of a stream in 10 us, or 60 if the caches are cold.
 _current_stream: Any = getattr(
     torch._C, "_cuda_getCurrentRawStream", torch.cuda.current_stream
 )
 
-_Prepare = Callable[[Group], "tuple[Work, Tables] | None"]
+_Prepare = Callable[[Group], tuple[Work, Tables] | None]
 
 
 def clip_by_norm(
-    call: Call,
-    max_norm: float,
-    norm_type: float = 2.0,
-    error_if_nonfinite: bool = False,
+    call: Call, max_norm: float, norm_type: float, error_if_nonfinite: bool
 ) -> tuple[Tensor, Any]:
     """Clips as algorithm.clip_by_norm, if it can by a CUDA graph."""
     max_norm, norm_type = float(max_norm), float(norm_type)
@@ -99,7 +97,7 @@ def clip_by_value(call: Call, clip_value: float) -> None:
 def _device(params: list[Tensor]) -> torch.device | None:
     """The CUDA device on which gradients may be."""
     cuda: Any = torch.cuda  # torch does not type all of it.
-    # Where CUDA is not initialized, they are fake.
+    # CUDA tensors without an initialized CUDA are fake.
     if not params or torch.version.hip or not cuda.is_initialized():
         return None
     device = params[0].device
@@ -138,8 +136,8 @@ def _run(
     if torch.cuda.current_device() != device.index:
         with torch.cuda.device(device):
             return _run(call, settings, prepare)
-    # What is prepared on the host would not outlive a capture by somebody
-    # else.
+    # What is prepared on the host would be freed while the graph of somebody
+    # else's capture still needs it.
     if torch.cuda.is_current_stream_capturing():
         return False, None
     return replays(call, device, settings, prepare)
@@ -165,11 +163,15 @@ def _addresses(grads: list[Tensor]) -> list[int]:
 
 
 class _Entry:
-    """Gradients at some addresses, to be clipped in some way."""
+    """Gradients at some addresses, to be clipped in some way.
+
+    The first call keeps the addresses of three gradients. When they come
+    again, `is_same` is made, which compares all gradients; the call that it
+    recognizes next is captured, and those that follow are replayed.
+    """
 
     def __init__(self, way: Any, sample: list[int]):
         self.way, self.sample = way, sample
-        # All gradients are looked at when the sample comes again.
         self.is_same: Callable[[Call], bool] | None = None
         self.calls = 0
         self.graph: CudaGraph | None = None
@@ -240,7 +242,7 @@ class _Replays:
                 entry.is_same = _same_as(call, group)
                 return entry
         entry = _Entry(way, sample)
-        del self._entries[_KEYS - 1 :]
+        del self._entries[_ENTRIES - 1 :]
         self._entries.insert(0, entry)
         return entry
 
@@ -274,7 +276,7 @@ class _Replays:
     def _give_up(self, what: str, error: Exception) -> None:
         self._forget(float("inf"))
         warnings.warn(
-            f"gradients are clipped without a CUDA graph, because it could "
+            "gradients are clipped without a CUDA graph, because it could "
             f"not be {what}: {type(error).__name__}: {error}",
             stacklevel=2,
         )

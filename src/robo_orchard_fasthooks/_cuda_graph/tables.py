@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robo_orchard_fasthooks._clipping.foreach import by_dtype, multiply_
+from robo_orchard_fasthooks._clipping import foreach
 
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
-"""Nothing here can be fused, but Triton 3.9 warns where that is not said."""
+"""Nothing here can be fused, but Triton 3.9 warns unless that is set."""
 
 _Tensors = Sequence[Tensor]
 
@@ -37,7 +37,7 @@ class Tables:
         self._clip_value = clip_value
         self._tables: dict[torch.dtype, tuple[Tensor, int, int]] = {}
         kernel = _kernel()
-        for group in by_dtype(grads) if kernel else ():
+        for group in foreach.by_dtype(grads) if kernel else ():
             fitting = list(filter(_fits, group))
             if fitting and str(group[0].dtype) in kernel.DTYPES:
                 self._tables[group[0].dtype] = _table(
@@ -50,7 +50,7 @@ class Tables:
         """As LocalPlan.multiply_, with the same bits."""
         for group in groups:
             if rest := self._run_kernel(group, coefficient):
-                multiply_(rest, coefficient)
+                foreach.multiply_(rest, coefficient)
 
     def clamp_(self, groups: Sequence[_Tensors]) -> None:
         """As LocalPlan.clamp_, with the same bits."""
@@ -68,9 +68,8 @@ class Tables:
         if kernel is None or dtype not in self._tables:
             return [*grads]
         table, rows, chunks = self._tables[dtype]
-        number, clamps = coefficient, coefficient is None
-        if number is None:
-            number = table[-1:].view(torch.float64)
+        clamps = coefficient is None
+        number = table[-1:].view(torch.float64) if clamps else coefficient
         kind = kernel.DTYPES[str(dtype)]
         args = (table, rows, number, kind, clamps)
         try:
@@ -117,7 +116,4 @@ def _table(
     values = array("q", chain(map(Tensor.data_ptr, grads), before, numels))
     values.frombytes(array("d", [clip_value]).tobytes())
     table = torch.frombuffer(values, dtype=torch.int64)
-    device = grads[0].device
-    if device.type == "cuda":  # Without waiting for the device.
-        table = table.pin_memory().to(device, non_blocking=True)
-    return table, len(grads), chunks
+    return foreach.on_device(table, grads[0].device), len(grads), chunks

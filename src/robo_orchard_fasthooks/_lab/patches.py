@@ -5,9 +5,8 @@ from contextlib import ExitStack
 from functools import wraps
 from typing import Any
 
-from robo_orchard_core.utils.hook import HookContextChannel
-
 from robo_orchard_fasthooks import _dispatch, _dynamo, _fast_dataclass
+from robo_orchard_fasthooks._core import HookContextChannel
 from robo_orchard_fasthooks._lab import trainer
 from robo_orchard_fasthooks._lab.patching import (
     AppliedPatch,
@@ -28,7 +27,7 @@ MODULES = (_MIXIN, _GRAD_CLIP, _OPTIMIZER, _TRAINER)
 
 
 def patches() -> list[Patch]:
-    """What is replaced, in order; that of 0.4 while none is imported."""
+    """What is replaced, in order; for 0.4 unless a later one is imported."""
     return [
         Patch(_MIXIN, "PipelineHooks.__init__", _compiled_channels),
         _same_as_here("begin", "self, channel, arg"),
@@ -63,7 +62,7 @@ def _compiled_channels(owner: Any, original: Any) -> Any:
                 # A channel with hooks has returned handles, which could not
                 # unregister them from the channel that replaces it.
                 if type(channel) is HookContextChannel and not len(channel):
-                    self.hooks[name] = _dispatch.in_place(
+                    self.hooks[name] = _dispatch.lab_channel(
                         vars(channel), "exception" in fields
                     )
 

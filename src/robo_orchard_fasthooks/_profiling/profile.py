@@ -8,7 +8,7 @@ from robo_orchard_fasthooks._record import Stats
 
 
 class Times(TypedDict):
-    """Times of one piece of work, in nanoseconds; quantiles to within 13%."""
+    """Times of one piece of work, in nanoseconds; quantiles to within 7%."""
 
     count: int
     sum: int

@@ -11,7 +11,7 @@ class Ranges:
         self._title = title
         self._record_function = record_function
         self._nvtx: Any = torch.cuda.nvtx if nvtx else None
-        # In it, each thread has a list of ranges: a callback may run itself.
+        # Each thread's stack of open ranges: a callback may call itself.
         self._thread = threading.local()
 
     def open(self) -> None:

@@ -37,7 +37,7 @@ def gather(
             f"{timeout:g} s these ranks did not: {str(missing)[1:-1]}"
         ) from error
     found = [json.loads(store.get(key)) for key in keys]
-    # Every rank has made this call, so every rank has read the last one's.
+    # Every rank has made this call, so all have read the previous keys.
     store.delete_key(f"{_PREFIX}/{_calls - 1}/{mine}")
     _calls += 1
     return found

@@ -24,7 +24,7 @@ class _Row:
     stats: Stats
 
 
-class _Totals(NamedTuple):  # Those when a window of scopes began.
+class _Totals(NamedTuple):  # When a window of scopes began.
     scopes: int = 0
     time: int = 0
     hooks: Counter[str] = Counter()

@@ -24,7 +24,7 @@ _CLIPPED_HERE = {
 }
 
 CLIPPED_BY_BACKEND = {DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
-"""Which clip in the backward pass or in the step of the optimizer."""
+"""Types that clip in the backward pass or in the step of the optimizer."""
 
 # What accelerate's methods call by name, and a program may have replaced.
 _METHODS = {"norm": ["clip_grad_norm_"], "value": ["clip_grad_value_"]}
@@ -35,7 +35,7 @@ _FUNCTIONS = {
     "value": ["clip_grad_value_"],
 }
 _HOMES = {"torch.nn.utils.clip_grad", "robo_orchard_fasthooks.clip"}
-_SEEN: dict[str, Any] = {}  # The functions found to be from there.
+_SEEN: dict[str, Any] = {}  # Functions known to be from there.
 
 
 def unwrapped(optimizer: Any) -> Any:
@@ -52,7 +52,7 @@ def is_accelerate_method(accelerator: Any, name: str) -> bool:
 
 
 def is_torch_function(name: str) -> bool:
-    """Whether torch.nn.utils has torch's function there, or ours."""
+    """Whether torch.nn.utils still has torch's function, or ours."""
     function = getattr(utils, name)
     if function is not _SEEN.get(name):
         # torch wraps it in a no_grad of the same module.

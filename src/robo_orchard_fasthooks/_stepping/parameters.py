@@ -40,7 +40,7 @@ class OptimizerParameters:
         self._optimizer = optimizer
         self._accelerator = accelerator
         self._model = model
-        params = self.with_frozen()
+        params = self.all_params()
         if not all(map(_requires_grad, params)):
             params = [param for param in params if param.requires_grad]
         try:
@@ -57,7 +57,7 @@ class OptimizerParameters:
         self.params = _once(params) if kept.has_repeats else params
         self.gradients = kept.gradients
 
-    def with_frozen(self) -> list[Tensor]:
+    def all_params(self) -> list[Tensor]:
         """All parameters of the optimizer, as it lists them."""
         params: list[Tensor] = []
         for group in self._optimizer.param_groups:

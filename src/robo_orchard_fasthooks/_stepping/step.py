@@ -77,6 +77,17 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(f"{name} must be a number, not {value!r}.") from None
 
 
+def required(hook: str, hook_args: Any, name: str) -> Any:
+    """Returns an argument that a hook needs, or raises ValueError."""
+    value = getattr(hook_args, name)
+    if value is None:
+        raise ValueError(
+            f"{hook}: the hook arguments have no {name}; pass "
+            f"PipelineHookArgs(..., {name}=)"
+        )
+    return value
+
+
 def clip_at_step(hook: Any, hook_args: Any) -> Tensor | None:
     """Clips if the step succeeded and its gradients are synchronized.
 
@@ -84,18 +95,8 @@ def clip_at_step(hook: Any, hook_args: Any) -> Tensor | None:
     """
     if getattr(hook_args, "exception", None) is not None:
         return None
-    optimizer = hook_args.optimizer
-    if optimizer is None:
-        raise ValueError(
-            "GradientClippingHook: the hook arguments have no optimizer; "
-            "pass PipelineHookArgs(..., optimizer=)"
-        )
-    accelerator = hook_args.accelerator
-    if accelerator is None:
-        raise ValueError(
-            "GradientClippingHook: the hook arguments have no accelerator; "
-            "pass PipelineHookArgs(accelerator)"
-        )
+    optimizer = required("GradientClippingHook", hook_args, "optimizer")
+    accelerator = required("GradientClippingHook", hook_args, "accelerator")
     # RoboOrchardLab 0.5 counts its own micro-steps.
     is_boundary = getattr(hook_args, "is_optimizer_step_boundary", None)
     if is_boundary is None:
@@ -114,7 +115,7 @@ def clip_gradients(
     """Clips the gradients of an optimizer's parameters.
 
     Gradients and settings that are not supported are refused before any
-    gradient has changed; what is raised stands in GradientClippingHook.
+    gradient has changed; see GradientClippingHook for what is raised.
 
     Returns:
         Tensor | None: The norm before clipping over all ranks, 0-dim and
@@ -166,7 +167,7 @@ def _refuse_before_unscaling(
     A scaler unscales the gradients of frozen parameters, too.
     """
     by_norm = settings.clip_mode == "norm"
-    held = found.call(found.with_frozen())
+    held = found.call(found.all_params())
     if all(
         isinstance(group, Group)
         and group.mesh is None
@@ -201,8 +202,8 @@ def mark_stepped(optimizer: Any, hook_args: Any) -> None:
 def _warn_if_stepped(hook: Any, hook_args: Any, optimizer: Any) -> None:
     """Warns if an OptimizerHook has stepped the optimizer before clipping.
 
-    It looks at the first step at which the hook clips for this optimizer,
-    since arguments may be used again, with a step without gradients.
+    Only the hook's first clipping for an optimizer is checked: the arguments
+    may be used again, with a step without gradients.
     """
     checked = _CHECKED.get(hook)
     if checked is None:
@@ -223,7 +224,7 @@ def _warn_if_stepped(hook: Any, hook_args: Any, optimizer: Any) -> None:
         )
     ):
         return
-    # The code that opened the scope, or that runs the trainer.
+    # Blame the code that opened the scope, or that runs the trainer.
     frame, level = sys._getframe(), 1
     while frame.f_back and str(frame.f_globals.get("__name__")).startswith(
         ("robo_orchard_fasthooks.", "robo_orchard_lab.", "robo_orchard_core.")
