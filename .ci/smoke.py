@@ -116,7 +116,7 @@ def check_dispatch():
 
 def check_profiling():
     """Times of a channel that stands in for robo_orchard_core's."""
-    channel = _dispatch.in_place({"name": "on_step"}, False)
+    channel = _dispatch.lab_channel({"name": "on_step"}, False)
     hook = HookContext.from_callable(after=len)
     channel.register(hook)
     rows = {phase: (_record.Stats(),) for phase in ("before", "after")}
@@ -219,7 +219,7 @@ def check_quick(cls):
 check_dispatch()
 check_profiling()
 own = _dispatch.HookContextChannel("on_step")
-in_place = _dispatch.in_place({"name": "on_step"}, False)
+in_place = _dispatch.lab_channel({"name": "on_step"}, False)
 check_patched_begin(own, type(own))
 check_patched_begin(in_place, type(in_place))
 check_patched_begin(in_place, type(own))
