@@ -469,7 +469,7 @@ cdef class Scope:
             try:
                 _run(self, "after", "_after")
             finally:
-                # If the argument kept it, traceback, frame and batch would form
+                # If the argument kept it, traceback, frame and batch would be
                 # a cycle, and a retry after running out of memory could not
                 # have their memory.
                 _set_exception(self.arg, previous)

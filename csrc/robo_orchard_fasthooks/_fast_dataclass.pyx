@@ -174,7 +174,7 @@ cdef class _Construction:
         return True
 
     cdef tuple analyze(self, tuple keywords):
-        """Returns `last_call` for these keywords; None if `__init__` must run."""
+        """The `last_call` of these keywords, None if `__init__` must run."""
         cdef Py_ssize_t required = 0
         defaults = []
         for keyword in keywords:
