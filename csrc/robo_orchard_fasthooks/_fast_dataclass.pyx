@@ -54,7 +54,7 @@ def unsupported_reason(cls):
 
 
 cdef object _unsupported_class(cls, names):
-    """The reason why setting a field does more than that, or None."""
+    """The reason why setting a field is no write to `__dict__`, or None."""
     for name in ("__new__", "__setattr__", "__getattribute__"):
         if getattr(cls, name) is not getattr(object, name):
             return f"it has a {name}"
